@@ -1,0 +1,179 @@
+"""The embedding bank: one unit row per row of the data set, and the step each was written at.
+
+A bank row lags behind the encoder, b_j = z_j(θ_{t−a}) with age a = t − written_at[j]. It is what an index is built
+over, and it *chooses* which rows are looked at; what they weigh is for fresh embeddings to say.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+NEVER = -1
+"""Value of `EmbeddingBank.written_at` for a row that was never written."""
+
+
+class BankStatistics(NamedTuple):
+    """Coverage in [0, 1]; mean and maximum age in optimiser steps over the written rows (0 where there are none)."""
+
+    coverage: float
+    mean_age: float
+    max_age: int
+
+
+def unit_rows(vectors: Tensor) -> Tensor:
+    """Rows scaled to length 1, float32. A zero row stays zero.
+
+    Args:
+        vectors: (..., D), any floating dtype.
+    """
+    return torch.nn.functional.normalize(vectors.detach().to(torch.float32), dim=-1)
+
+
+def require_finite(vectors: Tensor, ids: Tensor | None = None, *, what: str = "vectors") -> None:
+    """Raise unless every row of `vectors` (B, D) is finite.
+
+    Raises:
+        ValueError: naming the first rows that are not, by `ids` (B,) if given.
+    """
+    if bool(torch.isfinite(vectors.sum())):  # a NaN or an infinity anywhere survives the sum; overflow is re-checked
+        return
+    bad = (~torch.isfinite(vectors).all(-1)).nonzero().flatten()
+    if bad.numel() == 0:
+        return
+    rows = (bad if ids is None else ids[bad]).tolist()
+    raise ValueError(
+        f"{what}: {len(rows)} row(s) hold NaN or infinity, the first at {rows[:8]}; "
+        f"find what diverged (learning rate, mixed precision) before they reach the bank or an index"
+    )
+
+
+class EmbeddingBank:
+    """N × D unit vectors, overwritten in place, with the step of each row's last write.
+
+    Args:
+        num_rows: rows of the data set, N.
+        dim: width of an embedding, D.
+        dtype: torch.float32, float16 or bfloat16 of the stored rows.
+        device: where the rows live; with `path` it must be the CPU.
+        path: a folder; the bank is then two memory-mapped files in it, which outlive the process.
+
+    Raises:
+        ValueError: for a size below 1, a dtype that is not floating, or `path` with a device other than the CPU.
+    """
+
+    def __init__(
+        self,
+        num_rows: int,
+        dim: int,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        path: str | Path | None = None,
+    ) -> None:
+        if num_rows < 1 or dim < 1:
+            raise ValueError(f"num_rows={num_rows}, dim={dim}: a bank needs at least one row and one column")
+        if not dtype.is_floating_point:
+            raise ValueError(f"dtype={dtype}: a bank stores floating-point rows; use torch.float32 or torch.float16")
+        if path is None:
+            self.vectors = torch.zeros(num_rows, dim, dtype=dtype, device=device)
+            self.written_at = torch.full((num_rows,), NEVER, dtype=torch.int64, device=device)
+            return
+        if torch.device(device).type != "cpu":
+            raise ValueError(f"path={path}: a memory-mapped bank lives on the CPU, not on device={device}")
+        folder = Path(path)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.vectors = _mapped(folder / "vectors.bin", (num_rows, dim), dtype)
+        self.written_at = _mapped(folder / "written_at.bin", (num_rows,), torch.int64, fill=NEVER)
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    @property
+    def dim(self) -> int:
+        """Width of an embedding, D."""
+        return self.vectors.shape[1]
+
+    @property
+    def written(self) -> Tensor:
+        """(N,) bool: the rows that were ever written."""
+        return self.written_at != NEVER
+
+    def write(self, ids: Tensor, vectors: Tensor, *, step: int) -> None:
+        """Normalise `vectors` (B, D) and store them as rows `ids` (B,), written at `step`.
+
+        Where an id comes twice its last vector stays.
+
+        Raises:
+            ValueError: for shapes that do not fit, ids outside 0..N−1, a row that is not finite or that is all zero.
+        """
+        ids = self._checked(ids)
+        if vectors.shape != (len(ids), self.dim):
+            raise ValueError(f"vectors: shape {tuple(vectors.shape)}, expected {(len(ids), self.dim)}")
+        require_finite(vectors, ids, what="vectors written to the bank")
+        rows = unit_rows(vectors)
+        zero = (rows == 0).all(-1)
+        if bool(zero.any()):
+            raise ValueError(f"vectors: rows {ids[zero].tolist()[:8]} are all zero and have no direction")
+        last = _last_of_each(ids)
+        self.vectors[ids[last]] = rows[last].to(self.vectors)
+        self.written_at[ids[last]] = step
+
+    def read(self, ids: Tensor) -> Tensor:
+        """Rows `ids` (...,) as float32 (..., D); a row never written reads as zeros.
+
+        Raises:
+            ValueError: for an id outside 0..N−1.
+        """
+        return self.vectors[self._checked(ids)].to(torch.float32)
+
+    def statistics(self, step: int) -> BankStatistics:
+        """Coverage and age of the rows as seen from optimiser step `step`."""
+        ages = step - self.written_at[self.written]
+        if ages.numel() == 0:
+            return BankStatistics(0.0, 0.0, 0)
+        return BankStatistics(ages.numel() / len(self), float(ages.double().mean()), int(ages.max()))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Copies of the rows and of their steps."""
+        return {"vectors": self.vectors.clone(), "written_at": self.written_at.clone()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` gave.
+
+        Raises:
+            ValueError: when the state is of a bank of another shape.
+        """
+        if state["vectors"].shape != self.vectors.shape:
+            raise ValueError(f"bank: state of shape {tuple(state['vectors'].shape)} for {tuple(self.vectors.shape)}")
+        self.vectors.copy_(state["vectors"])
+        self.written_at.copy_(state["written_at"])
+
+    def _checked(self, ids: Tensor) -> Tensor:
+        ids = ids.to(self.vectors.device)
+        if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= len(self)):
+            raise ValueError(f"ids: {int(ids.min())}..{int(ids.max())} reach outside the rows 0..{len(self) - 1}")
+        return ids
+
+
+def _last_of_each(ids: Tensor) -> Tensor:
+    """Positions of the last occurrence of every distinct id: an index-put with repeats has no defined winner."""
+    _, inverse = ids.unique(return_inverse=True)
+    positions = torch.arange(len(ids), device=ids.device)
+    last = positions.new_full((int(inverse.max()) + 1 if len(ids) else 0,), -1)
+    return last.scatter_reduce(0, inverse, positions, "amax")
+
+
+def _mapped(path: Path, shape: tuple[int, ...], dtype: torch.dtype, fill: int | None = None) -> Tensor:
+    """A tensor over the file at `path`, made with zeros (or `fill`) where there is none."""
+    count = torch.Size(shape).numel()
+    size, found = count * dtype.itemsize, path.stat().st_size if path.exists() else None
+    if found not in (None, size):
+        raise ValueError(f"path: {path} holds {found} bytes, a bank {shape} of {dtype} needs {size}; remove it")
+    tensor = torch.from_file(str(path), shared=True, size=count, dtype=dtype).view(shape)
+    if found is None and fill is not None:
+        tensor.fill_(fill)
+    return tensor

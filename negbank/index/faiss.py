@@ -1,0 +1,297 @@
+"""Faiss indexes over the bank. The only file that imports faiss.
+
+`Flat` searches the rows where they lie (`faiss.knn`, on CUDA `knn_gpu` on the device tensor), without a copy. Any other
+factory string is trained, filled, and tuned: the search effort (nprobe of an IVF, efSearch of an HNSW) is doubled until
+recall@k, measured against exact search on a sample of rows, reaches the target.
+
+An IVF whose cells are known from an older bank starts warm: a few k-means iterations from the stale centroids give the
+recall of a cold start in a fraction of the time. It falls back to a cold start when the measured recall or the balance
+of its lists says that the old cells no longer fit.
+
+Faiss must not be used in forked workers, and pads with −1: both are kept out here.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+import faiss
+import numpy as np
+import torch
+from torch import Tensor
+
+from negbank.index.contract import (
+    Cells,
+    Index,
+    IndexReport,
+    Neighbors,
+    by_score_then_id,
+    check_k,
+    drop_excluded,
+    exact_scores,
+    row_graph,
+)
+from negbank.index.exact import ExactIndex
+
+SAMPLE = 256
+"""Rows used as queries to measure recall."""
+WARM_ITERATIONS = 2
+MAX_IMBALANCE = 2.5
+"""Σ size² · C / N² of the lists, 1 when all are equal; above this a warm start is given up."""
+EXACT_BELOW = {"cpu": 10_000, "cuda": 1_000_000}
+"""Rows below which `auto` searches exactly."""
+GPU_TEMP_MEMORY = 64 << 20
+
+
+def choose_factory(rows: int, dim: int, device: torch.device) -> str:
+    """The factory string `auto` stands for: exact while that is cheap, then an IVF with about 4√N lists.
+
+    Rows are stored as float16 once float32 lists would pass 4 GiB.
+    """
+    if rows < EXACT_BELOW["cuda" if device.type == "cuda" else "cpu"]:
+        return "Flat"
+    lists = max(1, min(round(4 * math.sqrt(rows)), rows // 39))
+    return f"IVF{lists},{'Flat' if rows * dim * 4 <= 4 << 30 else 'SQfp16'}"
+
+
+class FaissIndex:
+    """A Faiss index over unit rows, tuned to a recall and reporting what it measured.
+
+    Args:
+        vectors: (N, D) float32 unit rows on the CPU or a CUDA device, kept as given (not copied).
+        rows: (n,) ascending ids of the rows to index; all N by default.
+        factory: a Faiss factory string, or "auto" (`choose_factory`).
+        target_recall: recall@`recall_at` to tune for, in (0, 1].
+        recall_at: the k of that recall; less where there are fewer rows.
+        warm: an earlier index over the same rows at another time, whose cells an IVF's k-means starts from.
+        seed: of k-means and of the sampled queries.
+
+    Raises:
+        ValueError: for a target outside (0, 1], a factory string Faiss refuses, or more lists than rows.
+    """
+
+    def __init__(
+        self,
+        vectors: Tensor,
+        *,
+        rows: Tensor | None = None,
+        factory: str = "auto",
+        target_recall: float = 0.95,
+        recall_at: int = 64,
+        warm: Index | None = None,
+        seed: int = 0,
+    ) -> None:
+        if not 0 < target_recall <= 1:
+            raise ValueError(f"target_recall={target_recall}: expected a share in (0, 1]")
+        self._place(vectors, rows)
+        started = time.perf_counter()
+        factory = choose_factory(len(self), vectors.shape[1], vectors.device) if factory == "auto" else factory
+        self._index: Any = None
+        self.cells: Cells | None = None
+        self._effort: int | None = None
+        k = max(1, min(recall_at, len(self) - 1))
+        sample = np.random.default_rng(seed).permutation(len(self))[:SAMPLE]
+        queries = self._searched[torch.from_numpy(np.sort(sample)).to(vectors.device)]
+        if factory == "Flat":
+            start, imbalance, recall = "none", None, 1.0
+        else:
+            truth = ExactIndex(self._searched).search(queries, k).ids
+            old, before = (None, None) if warm is None else (warm.cells, warm.report.nprobe)
+            start = "cold" if old is None else "warm"
+            imbalance = self._build(factory, old, seed)
+            recall = self._tune(queries, truth, target_recall, None if old is None else before)
+            if start == "warm" and (recall < target_recall or (imbalance or 0) > MAX_IMBALANCE):
+                start = "cold after warm"
+                imbalance = self._build(factory, None, seed)
+                recall = self._tune(queries, truth, target_recall)
+            if imbalance is None:
+                start = "none"
+            if vectors.is_cuda:
+                self._index = _to_gpu(self._index, vectors.device)
+        built = time.perf_counter() - started
+        started = time.perf_counter()
+        self._nearest(queries, k)
+        query_ms = 1000 * (time.perf_counter() - started) / len(queries)
+        self.report = IndexReport(factory, len(self), self._effort, recall, k, imbalance, start, built, query_ms)
+
+    def __len__(self) -> int:
+        return len(self._searched)
+
+    def _place(self, vectors: Tensor, rows: Tensor | None) -> None:
+        self.vectors = vectors
+        self._rows = rows
+        self._searched = vectors if rows is None else vectors[rows]
+
+    def search(self, queries: Tensor, k: int, *, exclude: Tensor | None = None) -> Neighbors:
+        """See `Index.search`. A query for which the index finds fewer than k rows is searched exactly.
+
+        Raises:
+            ValueError: when k rows are not left after `exclude`.
+        """
+        wide = k + (0 if exclude is None else exclude.shape[1])
+        check_k(k, wide - k, len(self))
+        queries = queries.to(device=self.vectors.device, dtype=torch.float32).contiguous()
+        ids = self._nearest(queries, wide)
+        short = (ids < 0).any(1)
+        if bool(short.any()):
+            ids[short] = ExactIndex(self._searched).search(queries[short], wide).ids
+        if self._rows is not None:
+            ids = self._rows[ids]
+        return drop_excluded(by_score_then_id(ids, exact_scores(self.vectors, queries, ids)), k, exclude)
+
+    def graph(self, k: int) -> Neighbors:
+        """See `Index.graph`."""
+        rows = torch.arange(len(self), device=self.vectors.device) if self._rows is None else self._rows
+        return row_graph(self, rows, k)
+
+    def _nearest(self, queries: Tensor, k: int) -> Tensor:
+        """Positions among the searched rows (B, k), −1 where the index found fewer."""
+        if self._index is None:
+            if queries.is_cuda:
+                return _knn_gpu(queries, self._searched, k)
+            _, ids = faiss.knn(queries.numpy(), self._searched.numpy(), k, metric=faiss.METRIC_INNER_PRODUCT)
+            return torch.from_numpy(ids)
+        _, ids = self._index.search(queries.cpu().numpy(), k)
+        return torch.from_numpy(ids).to(queries.device)
+
+    def _build(self, factory: str, stale: Cells | None, seed: int) -> float | None:
+        """Train and fill; the list imbalance of an IVF, None for any other index."""
+        x = self._searched.cpu().numpy()
+        try:
+            index = faiss.index_factory(x.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[-1]
+            raise ValueError(f"factory={factory!r}: Faiss refuses this index ({reason})") from None
+        ivf = faiss.try_extract_index_ivf(index)
+        if ivf is not None:
+            if ivf.nlist > len(x):
+                most = len(x) // 39 or 1
+                raise ValueError(f"factory={factory!r}: {ivf.nlist} lists for {len(x)} rows; use at most {most}")
+            ivf.cp.seed, ivf.cp.spherical, ivf.cp.min_points_per_centroid = seed + 1, True, 1
+            if stale is not None and isinstance(faiss.downcast_index(index), faiss.IndexIVF):
+                ivf.quantizer.add(_warm_centroids(x, stale.centroids.cpu().numpy(), ivf.nlist, seed))
+        index.train(x)
+        index.add(x)
+        self._index = index
+        if ivf is None:
+            return None
+        self.cells = self._read_cells(ivf)
+        lists: Any = ivf.invlists
+        return float(lists.imbalance_factor())
+
+    def _read_cells(self, ivf: Any) -> Cells:
+        centroids = torch.from_numpy(ivf.quantizer.reconstruct_n(0, ivf.nlist))
+        assignment = torch.full((len(self._searched),), -1, dtype=torch.int64)
+        for cell in range(ivf.nlist):
+            size = ivf.invlists.list_size(cell)
+            if size:
+                ids = faiss.rev_swig_ptr(ivf.invlists.get_ids(cell), size)
+                assignment[torch.from_numpy(ids.copy())] = cell
+        sizes = torch.bincount(assignment, minlength=ivf.nlist)
+        if self._rows is not None:
+            everywhere = torch.full((len(self.vectors),), -1, dtype=torch.int64)
+            everywhere[self._rows.cpu()] = assignment
+            assignment = everywhere
+        device = self.vectors.device
+        return Cells(centroids.to(device), assignment.to(device), sizes.to(device))
+
+    def _tune(self, queries: Tensor, truth: Tensor, target: float, before: int | None = None) -> float:
+        """Double the search effort until recall reaches `target`, or nothing is left to raise; the recall reached.
+
+        `before`: the effort of the index this one started from, of which a warm start may need at most the double.
+        """
+        ivf = faiss.try_extract_index_ivf(self._index)
+        if ivf is not None:
+            name, limit = "nprobe", min(ivf.nlist, 2048 if self.vectors.is_cuda else ivf.nlist)
+        elif isinstance(faiss.downcast_index(self._index), faiss.IndexHNSW):
+            name, limit = "efSearch", 4096
+        else:
+            self._effort = None
+            return _recall(self._nearest(queries, truth.shape[1]), truth)
+        limit = limit if before is None else min(limit, 2 * before)
+        self._effort = 1
+        while True:
+            faiss.ParameterSpace().set_index_parameter(self._index, name, self._effort)
+            recall = _recall(self._nearest(queries, truth.shape[1]), truth)
+            if recall >= target or self._effort >= limit:
+                return recall
+            self._effort = min(2 * self._effort, limit)
+
+    def state(self) -> dict[str, Any]:
+        """What `FaissIndex.restore` needs beside the vectors: plain values, and the index as bytes (uint8) or None."""
+        index = self._index
+        if index is not None:
+            index = faiss.index_gpu_to_cpu(index) if self.vectors.is_cuda else index
+            index = torch.from_numpy(faiss.serialize_index(index))
+        cells = self.cells and list(self.cells)
+        return {"bytes": index, "effort": self._effort, "report": list(self.report), "cells": cells}
+
+    @classmethod
+    def restore(cls, vectors: Tensor, rows: Tensor | None, state: dict[str, Any]) -> FaissIndex:
+        """The index that `state` describes, over the same vectors. Check the bytes' checksum before calling."""
+        self = object.__new__(cls)
+        self._place(vectors, rows)
+        self._effort = state["effort"]
+        self.report = IndexReport(*state["report"])
+        self.cells = state["cells"] and Cells(*(t.to(vectors.device) for t in state["cells"]))
+        self._index = None
+        if state["bytes"] is not None:
+            self._index = faiss.deserialize_index(state["bytes"].numpy())
+            if vectors.is_cuda:
+                self._index = _to_gpu(self._index, vectors.device)
+        return self
+
+
+def _recall(found: Tensor, truth: Tensor) -> float:
+    return float((found[:, :, None] == truth[:, None, :]).any(1).double().mean())
+
+
+def _warm_centroids(x: np.ndarray, stale: np.ndarray, lists: int, seed: int) -> np.ndarray:
+    """`WARM_ITERATIONS` of spherical k-means over x (N, D) from stale centroids, cut or filled up to `lists`."""
+    rng = np.random.default_rng(seed)
+    stale = stale[rng.permutation(len(stale))[:lists]]
+    missing = lists - len(stale)
+    start = np.concatenate((stale, x[rng.permutation(len(x))[:missing]])).astype(np.float32)
+    clustering = faiss.Clustering(x.shape[1], lists)
+    clustering.niter, clustering.spherical, clustering.seed = WARM_ITERATIONS, True, seed + 1
+    clustering.min_points_per_centroid = 1
+    faiss.copy_array_to_vector(start.ravel(), clustering.centroids)
+    clustering.train(x, faiss.IndexFlatIP(x.shape[1]))
+    return faiss.vector_to_array(clustering.centroids).reshape(lists, x.shape[1])
+
+
+_RESOURCES: dict[int, Any] = {}
+
+
+def _resources(device: torch.device) -> Any:
+    """One set of GPU resources a device, with a small fixed scratch memory instead of Faiss's 1.5 GiB."""
+    number = device.index if device.index is not None else torch.cuda.current_device()
+    if number not in _RESOURCES:
+        resources = faiss.StandardGpuResources()
+        resources.setTempMemory(GPU_TEMP_MEMORY)
+        resources.setDefaultNullStreamAllDevices()
+        _RESOURCES[number] = resources
+    return _RESOURCES[number]
+
+
+def _to_gpu(index: Any, device: torch.device) -> Any:
+    return faiss.index_cpu_to_gpu(_resources(device), device.index or 0, index)
+
+
+def _knn_gpu(queries: Tensor, rows: Tensor, k: int) -> Tensor:
+    """`faiss.knn_gpu` on device tensors through their addresses; `contrib.torch_utils` would patch every index."""
+    ids = torch.empty(len(queries), k, dtype=torch.int64, device=rows.device)
+    scores = torch.empty(len(queries), k, device=rows.device)
+    p = faiss.GpuDistanceParams()
+    p.metric, p.k, p.dims, p.device = faiss.METRIC_INNER_PRODUCT, k, rows.shape[1], rows.device.index or 0
+    p.vectors, p.numVectors = faiss.cast_integer_to_float_ptr(rows.data_ptr()), len(rows)
+    p.queries, p.numQueries = faiss.cast_integer_to_float_ptr(queries.data_ptr()), len(queries)
+    p.vectorType = p.queryType = faiss.DistanceDataType_F32
+    p.vectorsRowMajor = p.queriesRowMajor = True
+    p.outDistances = faiss.cast_integer_to_float_ptr(scores.data_ptr())
+    p.outIndices, p.outIndicesType = faiss.cast_integer_to_idx_t_ptr(ids.data_ptr()), faiss.IndicesDataType_I64
+    torch.cuda.current_stream(rows.device).synchronize()
+    faiss.bfKnn(_resources(rows.device), p)
+    return ids

@@ -1,0 +1,33 @@
+"""The vocabulary of proposals: anchors, a proposal bound to a snapshot, and the distribution it gives them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+
+class Anchors(NamedTuple):
+    """rows (A,) long: each anchor's own row, `NO_ROW` (−1) for an outside query; queries (A, D): to search with."""
+
+    rows: Tensor
+    queries: Tensor
+
+
+class ProposalDistribution(Protocol):
+    """The distributions q_i of A anchors."""
+
+    def sample(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
+        """n independent draws an anchor: (A, n) ids, all in D_i."""
+        ...
+
+    def log_prob(self, ids: Tensor) -> Tensor:
+        """log q_i(j) for ids (A, n): (A, n) float64, −∞ outside D_i."""
+        ...
+
+
+class Proposal(Protocol):
+    """Gives anchors their distributions over the rows of one snapshot."""
+
+    def __call__(self, anchors: Anchors) -> ProposalDistribution: ...

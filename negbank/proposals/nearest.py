@@ -1,0 +1,90 @@
+"""The softmax over an anchor's nearest bank rows, with a uniform floor λ:
+
+    q_i(j) = λ / |D_i| + (1 − λ) · softmax_{j ∈ T_i}(s̃_ij / τ),    T_i: the top k of the index within D_i
+
+s̃ are the bank's similarities. Whether j lies in T_i is asked of the ids that the search returned, never of a score
+threshold: an approximate search misses rows, and the density must say what is drawn, not what should have been.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from negbank.filters import Exclusions
+from negbank.proposals.contract import Anchors
+from negbank.snapshot import Snapshot
+
+
+class Nearest:
+    """Top-k softmax with a uniform floor.
+
+    Args:
+        snapshot: whose index is searched.
+        k: size of T_i; smaller where exclusions or an unfinished bank leave fewer.
+        temperature: τ of the softmax, > 0.
+        floor: λ in (0, 1], the share of uniform draws.
+        exclude: what may not be drawn; the anchor's own row by default.
+
+    Raises:
+        ValueError: for a k outside 1..N−1, a temperature ≤ 0 or a floor outside (0, 1].
+    """
+
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        k: int = 64,
+        temperature: float = 0.07,
+        floor: float = 0.3,
+        *,
+        exclude: Exclusions | None = None,
+    ) -> None:
+        if not 1 <= k < len(snapshot):
+            raise ValueError(f"k={k}: expected 1..{len(snapshot) - 1}, the other rows of a bank of {len(snapshot)}")
+        if not temperature > 0:
+            raise ValueError(f"temperature={temperature}: expected a value above 0")
+        if not 0 < floor <= 1:
+            raise ValueError(f"floor={floor}: expected (0, 1]; without it rows outside the top k are never reached")
+        self._index, self._k, self._temperature, self._floor = snapshot.index, k, temperature, floor
+        self._exclude = snapshot.exclude_self if exclude is None else exclude
+
+    def __call__(self, anchors: Anchors) -> NearestDistribution:
+        exclude = self._exclude.to(anchors.rows.device)
+        extra = 1 + exclude.listed(anchors.rows).shape[1]
+        found = self._index.search(anchors.queries, min(self._k + extra, len(self._index)))
+        allowed = exclude.allowed(anchors.rows, found.ids)
+        first = torch.argsort(~allowed, dim=1, stable=True)[:, : self._k]
+        logits = torch.where(allowed, found.scores.double() / self._temperature, -torch.inf)
+        ids, logits = found.ids.gather(1, first), logits.gather(1, first)
+        return NearestDistribution(anchors.rows, ids, logits, self._floor, exclude)
+
+
+class NearestDistribution:
+    """λ / |D_i| + (1 − λ) softmax(logits) on head ids (A, k); logits of −∞ are no part of the head."""
+
+    def __init__(self, rows: Tensor, head: Tensor, logits: Tensor, floor: float, exclude: Exclusions) -> None:
+        self._rows, self._exclude = rows, exclude
+        self._head, order = head.sort(1)
+        logits = logits.gather(1, order)
+        empty = (logits == -torch.inf).all(1)
+        self._floor = torch.where(empty, 1.0, floor).double()[:, None]
+        self._probs = torch.softmax(logits, 1).nan_to_num(0.0)
+
+    def sample(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
+        """See `ProposalDistribution.sample`."""
+        shape, device = (len(self._rows), n), self._rows.device
+        coin = torch.rand(shape, generator=generator, device=device, dtype=torch.float64)
+        point = torch.rand(shape, generator=generator, device=device, dtype=torch.float64)
+        below = self._exclude.uniform(self._rows, n, generator=generator)
+        cumulative = self._probs.cumsum(1)
+        at = torch.searchsorted(cumulative, point * cumulative[:, -1:], right=True)
+        at = at.clamp(max=self._head.shape[1] - 1)
+        rounded = self._probs.gather(1, at) == 0  # a point rounded up to the last sum, one in 2^53
+        return torch.where((coin < self._floor) | rounded, below, self._head.gather(1, at))
+
+    def log_prob(self, ids: Tensor) -> Tensor:
+        """See `ProposalDistribution.log_prob`."""
+        at = torch.searchsorted(self._head, ids.contiguous()).clamp(max=self._head.shape[1] - 1)
+        head = torch.where(self._head.gather(1, at) == ids, self._probs.gather(1, at), 0.0)
+        q = self._floor / self._exclude.count(self._rows)[:, None] + (1 - self._floor) * head
+        return torch.where(self._exclude.allowed(self._rows, ids), q.log(), -torch.inf)

@@ -1,0 +1,215 @@
+"""One frozen version of the bank with its index: what proposals, batch samplers and the miner read.
+
+A snapshot never changes. A refresh builds the next one beside it and swaps one reference, so that every draw and every
+density of a step comes from the same version. It is saved and loaded whole, with a checksum over every file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from negbank.bank import require_finite, unit_rows
+from negbank.filters import Exclusions
+from negbank.index import ExactIndex, FaissIndex, Index
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+
+
+class DamagedSnapshotError(ValueError):
+    """A saved snapshot whose files are missing, changed, or of another format; it must not be searched."""
+
+
+class Snapshot:
+    """Frozen unit rows, an index over those that were ever written, and when they were taken.
+
+    Attributes:
+        vectors: (N, D) float32 unit rows; a row never written is zero.
+        index: the index over `rows`.
+        rows: (n,) ascending ids of the indexed rows, or None when all N are.
+        positives: (N, D) unit rows of each row's positive view, or None.
+        step: the optimiser step the rows were taken at.
+        version: counts the snapshots of one run from 0.
+    """
+
+    def __init__(
+        self, vectors: Tensor, index: Index, *, rows: Tensor | None, positives: Tensor | None, step: int, version: int
+    ) -> None:
+        self.vectors, self.index, self.rows = vectors, index, rows
+        self.positives, self.step, self.version = positives, step, version
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    @classmethod
+    def build(
+        cls,
+        vectors: Tensor | np.ndarray,
+        *,
+        positives: Tensor | np.ndarray | None = None,
+        step: int = 0,
+        factory: str = "auto",
+        written: Tensor | None = None,
+        version: int = 0,
+        target_recall: float = 0.95,
+        recall_at: int = 64,
+        warm: Snapshot | None = None,
+        seed: int = 0,
+    ) -> Snapshot:
+        """Normalise a copy of `vectors` (N, D) and index it.
+
+        Args:
+            vectors: finite rows, of any floating dtype, on any device.
+            positives: (N, D) embeddings of each row's positive view, for samplers that need the pair.
+            step: when the rows were taken.
+            factory: "auto", "exact" (torch), or any Faiss factory string.
+            written: (N,) bool, the rows that hold an embedding; all by default. The others are not indexed.
+            version: number of this snapshot in its run.
+            target_recall, recall_at, seed: see `FaissIndex`.
+            warm: an earlier snapshot, whose cells an IVF starts from.
+
+        Raises:
+            ValueError: for fewer than two rows, rows that are not finite, or written rows that are zero.
+        """
+        frozen = _unit_copy(vectors, "vectors")
+        partial = written is not None and not bool(written.all())
+        rows = written.to(frozen.device).nonzero().flatten() if partial and written is not None else None
+        indexed = frozen if rows is None else frozen[rows]
+        if len(indexed) < 2:
+            raise ValueError(f"vectors: {len(indexed)} written row(s) of {len(frozen)}; an index needs at least two")
+        zero = (indexed == 0).all(-1).nonzero().flatten()
+        if len(zero):
+            named = (zero if rows is None else rows[zero]).tolist()[:8]
+            raise ValueError(f"vectors: rows {named} are all zero and have no direction; leave them out with `written`")
+        pairs = None if positives is None else _unit_copy(positives, "positives")
+        if pairs is not None and pairs.shape != frozen.shape:
+            raise ValueError(f"positives: shape {tuple(pairs.shape)}, expected {tuple(frozen.shape)} as the vectors")
+        if factory == "exact":
+            index: Index = ExactIndex(frozen, rows=rows)
+        else:
+            index = FaissIndex(
+                frozen,
+                rows=rows,
+                factory=factory,
+                target_recall=target_recall,
+                recall_at=recall_at,
+                warm=None if warm is None else warm.index,
+                seed=seed,
+            )
+        return cls(frozen, index, rows=rows, positives=pairs, step=step, version=version)
+
+    @cached_property
+    def exclude_self(self) -> Exclusions:
+        """D_i = every row but i: the exclusions of a proposal that is given no others."""
+        return Exclusions(len(self)).to(self.vectors.device)
+
+    def save(self, folder: str | Path) -> None:
+        """Write the snapshot as a new folder: built under a temporary name beside it, then renamed.
+
+        Raises:
+            FileExistsError: when the folder is there already; a snapshot is never overwritten.
+        """
+        folder = Path(folder)
+        if folder.exists():
+            raise FileExistsError(f"folder={folder} exists; a snapshot is frozen, save this one under another name")
+        draft = folder.with_name(folder.name + ".tmp")
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True)
+        arrays = {"vectors": self.vectors, "positives": self.positives, "rows": self.rows}
+        for name, tensor in arrays.items():
+            if tensor is not None:
+                np.save(draft / f"{name}.npy", tensor.cpu().numpy(), allow_pickle=False)
+        if isinstance(self.index, FaissIndex):
+            torch.save(self.index.state(), draft / "index.pt")
+        manifest = {
+            "format": FORMAT,
+            "step": self.step,
+            "version": self.version,
+            "shape": list(self.vectors.shape),
+            "dtype": "float32",
+            "index": self.index.report.factory,
+            "sha256": {file.name: _sha256(file) for file in sorted(draft.iterdir())},
+        }
+        (draft / MANIFEST).write_text(json.dumps(manifest, indent=1))
+        for file in (*draft.iterdir(), draft):
+            sync(file)
+        draft.rename(folder)
+
+    @classmethod
+    def load(cls, folder: str | Path, *, device: torch.device | str = "cpu") -> Snapshot:
+        """Read a saved snapshot back, every file checked against its checksum first.
+
+        Raises:
+            DamagedSnapshotError: naming the file that is missing, changed, or of another format.
+        """
+        folder = Path(folder)
+        manifest = _checked_manifest(folder)
+        arrays = {
+            name: torch.from_numpy(np.load(folder / f"{name}.npy", allow_pickle=False)).to(device)
+            for name in ("vectors", "positives", "rows")
+            if f"{name}.npy" in manifest["sha256"]
+        }
+        vectors, rows = arrays["vectors"], arrays.get("rows")
+        if "index.pt" in manifest["sha256"]:
+            index: Index = FaissIndex.restore(vectors, rows, torch.load(folder / "index.pt", weights_only=True))
+        else:
+            index = ExactIndex(vectors, rows=rows)
+        return cls(
+            vectors,
+            index,
+            rows=rows,
+            positives=arrays.get("positives"),
+            step=manifest["step"],
+            version=manifest["version"],
+        )
+
+
+def _unit_copy(vectors: Tensor | np.ndarray, name: str) -> Tensor:
+    tensor = torch.as_tensor(vectors)
+    if tensor.ndim != 2 or not tensor.dtype.is_floating_point:
+        raise ValueError(f"{name}: {tensor.dtype} of shape {tuple(tensor.shape)}, expected floating point (N, D)")
+    require_finite(tensor, what=name)
+    return unit_rows(tensor).contiguous().clone()
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def sync(path: Path) -> None:
+    """Have the disk hold the file or folder before a rename makes it visible."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _checked_manifest(folder: Path) -> dict[str, Any]:
+    remedy = "rebuild it from the embeddings; a damaged index would return wrong rows without a word"
+    try:
+        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
+    except (OSError, ValueError) as error:
+        raise DamagedSnapshotError(f"{folder / MANIFEST}: not readable ({error}); {remedy}") from None
+    if manifest.get("format") != FORMAT:
+        raise DamagedSnapshotError(f"{folder}: format {manifest.get('format')}, this version reads {FORMAT}; {remedy}")
+    for name, digest in manifest["sha256"].items():
+        if not (folder / name).is_file():
+            raise DamagedSnapshotError(f"{folder / name}: missing; {remedy}")
+        if _sha256(folder / name) != digest:
+            raise DamagedSnapshotError(f"{folder / name}: its checksum differs from the manifest; {remedy}")
+    return manifest

@@ -1,0 +1,34 @@
+"""What a trainer asks of a batch sampler beyond `torch.utils.data.Sampler`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+from negbank.snapshot import Snapshot
+
+
+class BatchSampler(Protocol):
+    """Iterating gives the rest of one epoch, batch by batch; iterating again gives the next epoch.
+
+    `state_dict` taken between two batches resumes with the second of them.
+    """
+
+    uniform: bool
+    """Whether, given one row of a batch, the others are uniform over the rest: what in-batch proposals need."""
+
+    def __iter__(self) -> Iterator[list[int]]: ...
+
+    def __len__(self) -> int: ...
+
+    def update(self, snapshot: Snapshot) -> None:
+        """Plan from this version of the bank from now on; what was handed out stays handed out."""
+        ...
+
+    def set_epoch(self, epoch: int) -> None:
+        """Start epoch `epoch` from its first batch."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...

@@ -1,0 +1,10 @@
+"""Which negatives an anchor is contrasted with, at which weight. One method a file, all under one surrogate loss:
+
+L = mean_i β (Σ_r w_ir s_ir − p_i s_i⁺),    w, p detached,    p_i = Σ_r w_ir unless a method says otherwise
+"""
+
+from samplers.negatives.contract import EncodedBatch, Info, Negatives, NegativeSampler
+from samplers.negatives.emc2 import Emc2
+from samplers.negatives.in_batch import InBatch
+
+__all__ = ["Emc2", "EncodedBatch", "InBatch", "Info", "NegativeSampler", "Negatives"]

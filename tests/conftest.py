@@ -1,0 +1,35 @@
+"""What several test files share: devices, and clustered unit rows."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture(params=DEVICES)
+def device(request: pytest.FixtureRequest) -> torch.device:
+    return torch.device(request.param)
+
+
+def clustered(rows: int, dim: int = 16, clusters: int = 20, spread: float = 0.5, seed: int = 0) -> Tensor:
+    """Unit rows around random centres: (rows, dim) float32."""
+    generator = torch.Generator().manual_seed(seed)
+    centres = torch.randn(clusters, dim, generator=generator)
+    own = torch.randint(clusters, (rows,), generator=generator)
+    noise = torch.randn(rows, dim, generator=generator)
+    return torch.nn.functional.normalize(centres[own] + spread * noise, dim=1)
+
+
+@pytest.fixture(name="clustered")
+def clustered_fixture():
+    return clustered

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from negbank import DamagedSnapshotError, Snapshot
+
+
+def build(clustered, **arguments):
+    written = torch.arange(500) % 5 != 0
+    return Snapshot.build(clustered(500), written=written, step=42, version=3, **arguments)
+
+
+@pytest.mark.parametrize("factory", ["auto", "exact", "IVF8,Flat", "HNSW8,Flat"])
+def test_saved_and_loaded_whole(clustered, tmp_path, factory):
+    snapshot = build(clustered, factory=factory, positives=clustered(500, seed=1))
+    snapshot.save(tmp_path / "s")
+    loaded = Snapshot.load(tmp_path / "s")
+    assert (loaded.step, loaded.version, len(loaded)) == (42, 3, 500)
+    assert torch.equal(loaded.vectors, snapshot.vectors)
+    assert torch.equal(loaded.positives, snapshot.positives)
+    assert torch.equal(loaded.rows, snapshot.rows)
+    assert loaded.index.report == snapshot.index.report
+    for a, b in zip(loaded.index.search(snapshot.vectors[:50], 9), snapshot.index.search(snapshot.vectors[:50], 9)):
+        assert torch.equal(a, b)
+    if snapshot.index.cells is not None:
+        assert all(torch.equal(a, b) for a, b in zip(loaded.index.cells, snapshot.index.cells))
+    with pytest.raises(FileExistsError, match="frozen"):
+        snapshot.save(tmp_path / "s")
+
+
+@pytest.mark.parametrize("name", ["vectors.npy", "rows.npy", "index.pt", "manifest.json"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
+def test_a_damaged_file_is_refused_and_named(clustered, tmp_path, name, damage):
+    build(clustered, factory="IVF8,Flat").save(tmp_path / "s")
+    path = tmp_path / "s" / name
+    data = bytearray(path.read_bytes())
+    if damage == "flip":
+        data[len(data) // 2] ^= 0x55
+        path.write_bytes(data)
+    elif damage == "cut":
+        path.write_bytes(data[: len(data) // 2])
+    else:
+        path.unlink()
+    with pytest.raises(DamagedSnapshotError, match="rebuild it"):
+        Snapshot.load(tmp_path / "s")
+
+
+def test_another_format_is_refused(clustered, tmp_path):
+    build(clustered).save(tmp_path / "s")
+    path = tmp_path / "s" / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
+    with pytest.raises(DamagedSnapshotError, match="format 99"):
+        Snapshot.load(tmp_path / "s")
+
+
+def test_it_is_frozen_against_its_source(clustered):
+    x = clustered(50)
+    snapshot = Snapshot.build(x)
+    before = snapshot.vectors.clone()
+    x.zero_()
+    assert torch.equal(snapshot.vectors, before)
+
+
+def test_numpy_of_any_float_type_is_normalised(clustered):
+    x = (3 * clustered(50)).double().numpy()
+    torch.testing.assert_close(Snapshot.build(x).vectors, clustered(50))
+    torch.testing.assert_close(Snapshot.build(x.astype(np.float16)).vectors, clustered(50), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("vectors", "arguments", "message"),
+    [
+        (torch.ones(5), {}, "expected floating point \\(N, D\\)"),
+        (torch.ones(5, 2, dtype=torch.int64), {}, "expected floating point"),
+        (torch.full((5, 2), torch.nan), {}, "5 row\\(s\\) hold NaN"),
+        (torch.zeros(5, 2), {}, "rows \\[0, 1, 2, 3, 4\\] are all zero"),
+        (torch.ones(1, 2), {}, "at least two"),
+        (torch.ones(5, 2), {"positives": torch.ones(4, 2)}, "positives: shape"),
+        (torch.ones(5, 2), {"written": torch.tensor([True, False, False, False, False])}, "at least two"),
+    ],
+)
+def test_bad_input_is_named(vectors, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Snapshot.build(vectors, **arguments)

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from lightly.loss import NTXentLoss
+
+from negbank import Exclusions
+from samplers.negatives import EncodedBatch, InBatch, Negatives
+from train.losses import info_nce, surrogate
+
+B, D = 12, 6
+
+
+def views(seed=0):
+    z = torch.randn(2 * B, D, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return z.requires_grad_()
+
+
+def embed(raw, rows=None):
+    rows = torch.arange(B) if rows is None else rows
+    return EncodedBatch.from_views(rows, torch.nn.functional.normalize(raw, dim=1))
+
+
+def textbook(batch, temperature):
+    """−log exp(s⁺/τ) / (exp(s⁺/τ) + Σ_{other rows} exp(s/τ)), anchor by anchor (Chen et al. 2020, eq. 1)."""
+    losses = []
+    for a in range(2 * B):
+        terms = [torch.exp(batch.anchors[a] @ batch.anchors[c] / temperature) for c in range(2 * B) if c % B != a % B]
+        positive = torch.exp(batch.anchors[a] @ batch.positives[a] / temperature)
+        losses.append(-torch.log(positive / (positive + sum(terms))))
+    return torch.stack(losses).mean()
+
+
+def gradient(loss, raw):
+    return torch.autograd.grad(loss, raw)[0]
+
+
+@pytest.mark.parametrize("temperature", [0.07, 0.5])
+def test_surrogate_gradient_and_value_equal_the_textbook_and_lightly(temperature):
+    raw = views()
+    batch = embed(raw)
+    negatives, _ = InBatch(temperature=temperature)(batch)
+    got = gradient(surrogate(batch, negatives, temperature=temperature), raw)
+    own = textbook(embed(raw), temperature)
+    torch.testing.assert_close(info_nce(batch, temperature=temperature), own.detach(), atol=1e-9, rtol=0)
+    torch.testing.assert_close(got, gradient(own, raw), atol=1e-6, rtol=0)
+    theirs = NTXentLoss(temperature=temperature)(*raw.chunk(2))
+    torch.testing.assert_close(got, gradient(theirs, raw), atol=1e-6, rtol=0)
+
+
+def test_exact_weights_give_the_gradient_of_the_global_loss():
+    """π as weights: ∇L = ∇ mean_i −β s⁺ + log mean_{j∈D_i} exp(β s_ij), by autograd of the formula of design."""
+    raw, beta = views(1), 5.0
+    batch = embed(raw)
+    scores = batch.anchors @ batch.candidates.T
+    other = (batch.rows[:, None] != batch.candidate_rows).repeat(2, 1)
+    logits = torch.where(other, beta * scores, -torch.inf)
+    got = gradient(surrogate(batch, Negatives(scores, logits.detach().softmax(1)), temperature=1 / beta), raw)
+    batch = embed(raw)
+    scores = batch.anchors @ batch.candidates.T
+    positive = (batch.anchors * batch.positives).sum(1)
+    means = torch.stack([torch.exp(beta * scores[a][other[a]]).mean() for a in range(2 * B)])
+    torch.testing.assert_close(got, gradient((means.log() - beta * positive).mean(), raw), atol=1e-9, rtol=0)
+
+
+def test_drawn_rows_join_as_negatives_and_exclusions_hold():
+    rows, drawn = torch.arange(B), torch.arange(B, B + 3)
+    z = torch.nn.functional.normalize(torch.randn(2 * B + 3, D, generator=torch.Generator().manual_seed(2)), dim=1)
+    batch = EncodedBatch.from_views(rows, z, drawn)
+    groups = torch.arange(B + 3) % 5
+    weights = InBatch(temperature=0.2, exclude=Exclusions(B + 3, groups=groups))(batch)[0].weights
+    same = (groups[rows][:, None] == groups[batch.candidate_rows]).repeat(2, 1)
+    assert torch.equal(weights == 0, same)
+    assert (weights.sum(1) < 1).all()
+
+
+def test_bad_input_is_named():
+    with pytest.raises(ValueError, match="temperature=0"):
+        InBatch(temperature=0)
+    with pytest.raises(ValueError, match="expected 2·3 views"):
+        EncodedBatch.from_views(torch.arange(3), torch.randn(7, 2))

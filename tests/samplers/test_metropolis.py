@@ -1,0 +1,128 @@
+"""The chain's law by enumeration: the transition matrix is built from the code's own accept step and densities."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from scipy import stats
+
+from negbank import Exclusions, Snapshot
+from negbank.proposals import Anchors, Nearest, Uniform
+from samplers.metropolis import NO_STATE, acceptance, scan, scan_reference
+
+N, BETA = 250, 14.28
+PROPOSALS = {
+    "in batch or uniform": Uniform,
+    "nearest": partial(Nearest, k=30, temperature=1 / BETA, floor=0.3),
+    "nearest, sharp": partial(Nearest, k=5, temperature=0.02, floor=0.05),
+}
+
+
+def setting(clustered, proposal, exclude=None, factory="exact"):
+    """Fresh scores, stale bank: log-target (N, N) and log-density (N, N) of every anchor."""
+    fresh = clustered(N, spread=0.6).double()
+    stale = fresh + 0.1 * torch.randn(fresh.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    snapshot = Snapshot.build(stale, factory=factory, target_recall=0.5)
+    rows = torch.arange(N)
+    log_q = proposal(snapshot, exclude=exclude)(Anchors(rows, snapshot.vectors)).log_prob(rows.expand(N, N))
+    log_target = torch.where(log_q > -torch.inf, BETA * fresh @ fresh.T, -torch.inf)
+    return log_target, log_q
+
+
+def transition(log_weight, q):
+    """P[c, j] = q(j) a(c → j) off the diagonal, the rest on it, from the accept step for every pair at once."""
+    proposed, current = log_weight[None, :].expand(N, N), log_weight[:, None].expand(N, N)
+    matrix = q * acceptance(proposed, current)
+    matrix = matrix.fill_diagonal_(0.0)
+    return matrix + torch.diag(1 - matrix.sum(1))
+
+
+@pytest.mark.parametrize("proposal", PROPOSALS)
+@pytest.mark.parametrize("factory", ["exact", "IVF12,Flat"])
+@pytest.mark.parametrize("exclude", [None, Exclusions(N, groups=torch.arange(N) % 40)])
+def test_every_kernel_and_their_alternation_leave_the_target_in_place(clustered, proposal, factory, exclude):
+    log_target, log_q = setting(clustered, PROPOSALS[proposal], exclude, factory)
+    pi = torch.softmax(log_target, 1)
+    for anchor in (0, 17, 101):
+        log_weight = torch.where(log_q[anchor] > -torch.inf, log_target[anchor] - log_q[anchor], -torch.inf)
+        index_step = transition(log_weight, log_q[anchor].exp())
+        uniform_q = (pi[anchor] > 0).double() / (pi[anchor] > 0).sum()
+        uniform_step = transition(log_target[anchor], uniform_q)
+        for matrix in (index_step, uniform_step, uniform_step @ index_step):
+            assert (pi[anchor] @ matrix - pi[anchor]).abs().sum() < 1e-10
+
+
+def test_dropping_the_density_ratio_would_be_seen(clustered):
+    log_target, log_q = setting(clustered, PROPOSALS["nearest"])
+    pi = torch.softmax(log_target[0], 0)
+    wrong = transition(log_target[0], log_q[0].exp())
+    assert (pi @ wrong - pi).abs().sum() > 0.05
+
+
+def random_scan(seed, dtype=torch.float64, kinds=2, chains=64, candidates=40, steps=50):
+    g = torch.Generator().manual_seed(seed)
+    weights = torch.randn(kinds, chains, candidates, generator=g, dtype=dtype) * 2
+    weights[torch.rand(weights.shape, generator=g) < 0.1] = -torch.inf
+    proposals = torch.randint(-1, candidates, (chains, steps), generator=g)
+    kernels = torch.randint(kinds, (steps,), generator=g)
+    log_u = torch.rand(chains, steps, generator=g, dtype=dtype).log()
+    start = torch.randint(-1, candidates, (chains,), generator=g)
+    return weights, proposals, kernels, log_u, start
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("burn_in", [0, 1, 25, 49])
+def test_the_compiled_scan_is_the_plain_loop_bit_for_bit(dtype, burn_in):
+    arguments = random_scan(burn_in, dtype)
+    for fast, plain in zip(scan(*arguments, burn_in=burn_in), scan_reference(*arguments, burn_in=burn_in)):
+        assert torch.equal(fast, plain)
+
+
+def test_scan_against_a_chain_walked_by_hand():
+    """Literal Metropolis–Hastings over Python floats, one chain at a time."""
+    weights, proposals, kernels, log_u, start = random_scan(5)
+    done = scan(weights, proposals, kernels, log_u, start, burn_in=10)
+    for a in range(len(start)):
+        state, counts, accepted = int(start[a]), [0] * weights.shape[2], 0
+        for r in range(proposals.shape[1]):
+            j, w = int(proposals[a, r]), weights[kernels[r], a].tolist()
+            if j == NO_STATE:
+                continue
+            if state == NO_STATE:
+                state = j if w[j] > float("-inf") else state
+            elif w[j] > float("-inf") and float(log_u[a, r]) < w[j] - w[state]:
+                state, accepted = j, accepted + 1
+            if r >= 10 and state != NO_STATE:
+                counts[state] += 1
+        assert state == int(done.state[a])
+        assert counts == done.counts[a].tolist()
+        assert accepted == int(done.accepted[a].sum())
+
+
+def test_visits_follow_the_target():
+    """Long chains over few states: occupancy against π by chi-square, thinned to nearly independent visits."""
+    g = torch.Generator().manual_seed(0)
+    scores, log_q = torch.randn(8, generator=g), torch.randn(8, generator=g).log_softmax(0)
+    chains, steps = 4000, 60
+    w = (scores - log_q).expand(1, chains, 8)
+    proposals = torch.multinomial(log_q.exp(), chains * steps, replacement=True, generator=g).view(chains, steps)
+    log_u = torch.rand(chains, steps, generator=g).log()
+    start = torch.full((chains,), NO_STATE)
+    done = scan(w, proposals, torch.zeros(steps, dtype=torch.int64), log_u, start, burn_in=steps - 1)
+    seen = torch.bincount(done.state, minlength=8)
+    assert torch.equal(done.counts.sum(0), seen.int())
+    expected = torch.softmax(scores.double(), 0) * chains
+    assert stats.chisquare(seen.numpy(), expected.numpy()).pvalue > 1e-3
+
+
+def test_acceptance_at_the_edges():
+    inf = torch.inf
+    got = acceptance(torch.tensor([0.0, -inf, 1.0, -inf, -1.0]), torch.tensor([-inf, 0.0, 0.0, -inf, 0.0]))
+    torch.testing.assert_close(got, torch.tensor([1.0, 0.0, 1.0, 0.0, 0.36787944]))
+
+
+def test_a_burn_in_that_keeps_nothing_is_refused():
+    with pytest.raises(ValueError, match="burn_in=50"):
+        scan(*random_scan(0), burn_in=50)

@@ -1,0 +1,349 @@
+"""Image stores and sources, on small files written here; nothing is downloaded."""
+
+import hashlib
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision import datasets
+
+from train.data.files import Files
+from train.data.holdout import stratified
+from train.data.images import ImageArray, ImageFiles, Images
+from train.data.sources import load
+
+Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+RNG = np.random.default_rng(0)
+directory_and_zip = pytest.mark.parametrize("zipped", [False, True])
+
+
+def write_image(path: Path, side: int | tuple[int, int] = 12, channels: int = 3) -> Pixels:
+    """Write a random image and return its pixels; ``side`` may be (height, width)."""
+    height, width = (side, side) if isinstance(side, int) else side
+    pixels = RNG.integers(0, 256, (height, width, 3) if channels == 3 else (height, width), dtype=np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+    return pixels
+
+
+def write_classes(root: Path, *, count: int = 5, classes: tuple[str, ...] = ("cat", "dog"), **kwargs: Any) -> None:
+    for name in classes:
+        for index in range(count):
+            write_image(root / name / f"{index}.png", **kwargs)
+
+
+def packed(folder: Path, zipped: bool) -> Path:
+    """``folder`` itself, or a zip archive of it."""
+    if not zipped:
+        return folder
+    with zipfile.ZipFile(folder.with_suffix(".zip"), "w") as out:
+        for path in sorted(folder.rglob("*")):
+            out.write(path, str(path.relative_to(folder)))
+    return folder.with_suffix(".zip")
+
+
+def labels_of(images: Images) -> Tensor:
+    assert images.labels is not None
+    return images.labels
+
+
+def test_image_array_reads_rows() -> None:
+    pixels = torch.arange(4 * 3 * 2 * 2, dtype=torch.uint8).view(4, 3, 2, 2)
+    store = ImageArray(pixels, torch.tensor([0, 1, -1, 1], dtype=torch.int32))
+    assert (len(store), store.shape) == (4, (3, 2, 2))
+    assert torch.equal(store.read(torch.tensor([2, 0, 2])), pixels[[2, 0, 2]])
+    assert labels_of(store).dtype == torch.int64
+    for row in (-1, 4):
+        with pytest.raises(IndexError):
+            store.read(torch.tensor([row]))
+
+
+def test_float_labels_are_refused() -> None:
+    images = torch.zeros(3, 1, 2, 2, dtype=torch.uint8)
+    with pytest.raises(ValueError, match=r"labels must be integers, got dtype torch.float32; convert .*int64"):
+        ImageArray(images, torch.tensor([0.0, 1.0, 2.0]))
+
+
+def test_labels_of_another_length_are_refused() -> None:
+    images = torch.zeros(3, 1, 2, 2, dtype=torch.uint8)
+    with pytest.raises(ValueError, match=r"labels must have shape \(3,\).* got \(2,\)"):
+        ImageArray(images, torch.tensor([0, 1]))
+
+
+@pytest.mark.parametrize("shape", [(3, 2, 2, 2), (3, 2, 2)])
+def test_images_of_another_kind_are_refused(shape: tuple[int, ...]) -> None:
+    for images in (torch.zeros(shape, dtype=torch.uint8), torch.zeros(3, 1, 2, 2)):
+        with pytest.raises(ValueError, match="images must be"):
+            ImageArray(images)
+
+
+@directory_and_zip
+def test_image_files_decode_resize_and_centre_crop(tmp_path: Path, zipped: bool) -> None:
+    exact = write_image(tmp_path / "in" / "exact.png", 16)
+    wide = write_image(tmp_path / "in" / "wide.png", (32, 64))
+    grey = write_image(tmp_path / "in" / "grey.png", 16, channels=1)
+    root = packed(tmp_path / "in", zipped)
+    files = Files(root)
+    store = ImageFiles(files, files.names, torch.tensor([0, 1, 2]), size=16)
+    assert (files.names, len(store), store.shape) == (["exact.png", "grey.png", "wide.png"], 3, (3, 16, 16))
+    first, second, third, again = store.read(torch.tensor([0, 1, 2, 0])).unbind()
+    assert torch.equal(first, torch.from_numpy(exact).permute(2, 0, 1))
+    assert torch.equal(first, again)
+    assert torch.equal(second, torch.from_numpy(grey).expand(3, -1, -1))
+    expected = np.asarray(Image.fromarray(wide).resize((32, 16), Image.Resampling.BILINEAR))[:, 8:24]
+    assert torch.equal(third, torch.from_numpy(expected.copy()).permute(2, 0, 1))
+    assert store.read(torch.tensor([], dtype=torch.int64)).shape == (0, 3, 16, 16)
+    with pytest.raises(IndexError, match=r"rows must lie in 0\.\.2, got -1\.\.0"):
+        store.read(torch.tensor([0, -1]))
+
+
+def test_a_file_lost_after_the_check_is_named(tmp_path: Path) -> None:
+    write_image(tmp_path / "a.png")
+    files = Files(tmp_path)
+    store = ImageFiles(files, files.names, size=12)
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(ValueError, match=r"'a\.png' failed with FileNotFoundError"):
+        store.read(torch.tensor([0]))
+
+
+def test_stratified_split() -> None:
+    labels = torch.tensor([0] * 50 + [1] * 20 + [2] * 2 + [3])
+    kept, held = stratified(labels, 0.2, seed=3)
+    assert torch.equal(torch.cat((kept, held)).sort().values, torch.arange(73))
+    assert labels[held].bincount(minlength=4).tolist() == [10, 4, 1, 0]
+    assert torch.equal(held, stratified(labels, 0.2, seed=3)[1])
+    assert not torch.equal(held, stratified(labels, 0.2, seed=4)[1])
+    with pytest.raises(ValueError, match=r"holdout must lie strictly between 0 and 1, got 1"):
+        stratified(labels, 1.0, seed=0)
+
+
+def test_mnist5k_has_one_fixed_split() -> None:
+    train, test, classes = load("mnist5k")
+    assert (len(train), len(test), train.shape) == (4000, 1000, (1, 28, 28))
+    assert labels_of(test).bincount().tolist() == [100] * 10
+    assert classes == tuple("0123456789")
+    again = load("mnist5k", seed=7, holdout=0.5)
+    assert torch.equal(test.read(torch.arange(1000)), again.test.read(torch.arange(1000)))
+
+
+def test_digits_are_enlarged() -> None:
+    from sklearn.datasets import load_digits
+
+    train, test, classes = load("digits")
+    assert (len(train) + len(test), train.shape, len(classes)) == (1797, (1, 16, 16), 10)
+    native, bunch = load("digits", size=8).train, load_digits()
+    kept, _ = stratified(torch.from_numpy(bunch.target), 0.2, 20200213)
+    expected = torch.from_numpy(bunch.images)[kept] * 255 / 16
+    assert float((native.read(torch.arange(len(kept)))[:, 0] - expected).abs().max()) <= 0.5
+    assert torch.equal(labels_of(native), torch.from_numpy(bunch.target)[kept])
+
+
+def write_cifar(monkeypatch: pytest.MonkeyPatch, kind: Any, root: Path) -> Pixels:
+    """Write a CIFAR of ten random images a file, whose checksums ``kind`` then expects; return the test images."""
+    folder, labels = root / kind.base_folder, "labels" if kind is datasets.CIFAR10 else "fine_labels"
+    folder.mkdir()
+
+    def write(name: str, content: object) -> list[str]:
+        data = pickle.dumps(content)
+        (folder / name).write_bytes(data)
+        return [name, hashlib.md5(data).hexdigest()]
+
+    def batch(name: str) -> tuple[list[str], Pixels]:
+        pixels = RNG.integers(0, 256, (10, 3072), dtype=np.uint8)
+        return write(name, {"data": pixels, labels: list(range(10))}), pixels
+
+    monkeypatch.setattr(kind, "train_list", [batch(name)[0] for name, _ in kind.train_list])
+    entry, pixels = batch(kind.test_list[0][0])
+    monkeypatch.setattr(kind, "test_list", [entry])
+    _, md5 = write(kind.meta["filename"], {kind.meta["key"]: [f"class{index}" for index in range(10)]})
+    monkeypatch.setattr(kind, "meta", {**kind.meta, "md5": md5})
+    return pixels
+
+
+@pytest.mark.parametrize(("name", "kind", "count"), [("cifar10", "CIFAR10", 50), ("cifar100", "CIFAR100", 10)])
+def test_cifar_is_read_by_torchvision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, kind: str, count: int
+) -> None:
+    pixels = write_cifar(monkeypatch, getattr(datasets, kind), tmp_path)
+    train, test, classes = load(name, root=tmp_path)
+    assert (len(train), train.shape, classes[3]) == (count, (3, 32, 32), "class3")
+    assert torch.equal(test.read(torch.arange(10)), torch.from_numpy(pixels).view(10, 3, 32, 32))
+    assert labels_of(test).tolist() == list(range(10))
+    assert load(name, root=tmp_path, size=16).test.shape == (3, 16, 16)
+    with pytest.raises(ValueError, match=r"memory_gb=1e-06 is less than .* raise memory_gb or lower size"):
+        load(name, root=tmp_path, memory_gb=1e-6)
+
+
+def test_stl10_train_has_the_unlabelled_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kind = datasets.STL10
+    folder = tmp_path / kind.base_folder
+    folder.mkdir()
+    pixels = RNG.integers(0, 256, (2, 3, 96, 96), dtype=np.uint8)
+    for list_name in ("train_list", "test_list"):
+        entries = []
+        for name, _ in getattr(kind, list_name):
+            data = pixels.tobytes() if name.endswith("X.bin") else bytes([1, 10])
+            (folder / name).write_bytes(data)
+            entries.append([name, hashlib.md5(data).hexdigest()])
+        monkeypatch.setattr(kind, list_name, entries)
+    (folder / "class_names.txt").write_text("\n".join(f"class{index}" for index in range(10)))
+    train, test, classes = load("stl10", root=tmp_path)
+    assert labels_of(train).tolist() == [0, 9, -1, -1]
+    assert (labels_of(test).tolist(), test.shape, len(classes)) == ([0, 9], (3, 96, 96), 10)
+    assert torch.equal(train.read(torch.tensor([3]))[0], torch.from_numpy(pixels[1]).mT)  # stored column by column
+
+
+def test_fashion_mnist_is_read_by_torchvision(tmp_path: Path) -> None:
+    raw = tmp_path / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    pixels = RNG.integers(0, 256, (4, 28, 28), dtype=np.uint8)
+    for part in ("train", "t10k"):
+        header = bytes([0, 0, 8, 3]) + b"".join(value.to_bytes(4, "big") for value in (4, 28, 28))
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(header + pixels.tobytes())
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(bytes([0, 0, 8, 1, 0, 0, 0, 4, 0, 1, 2, 9]))
+    train, test, classes = load("fashion_mnist", root=tmp_path)
+    assert torch.equal(train.read(torch.arange(4))[:, 0], torch.from_numpy(pixels))
+    assert (labels_of(test).tolist(), test.shape, classes[9]) == ([0, 1, 2, 9], (1, 28, 28), "Ankle boot")
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "stl10", "fashion_mnist"])
+def test_a_failed_download_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    asked = []
+
+    def refuse(url: str, *args: object, **kwargs: object) -> None:
+        asked.append(url)
+        raise URLError("no network")
+
+    for module in ("cifar", "stl10", "mnist"):
+        monkeypatch.setattr(f"torchvision.datasets.{module}.download_and_extract_archive", refuse)
+    with pytest.raises(RuntimeError, match=r"(?s)root='.*' and could not be downloaded .*no network.*put the files"):
+        load(name, root=tmp_path)
+    assert asked
+    with pytest.raises(ValueError, match="root=None"):
+        load(name)
+
+
+@directory_and_zip
+@pytest.mark.parametrize("memory_gb", [4.0, 1e-7])
+def test_class_folders_are_split_in_sorted_order(tmp_path: Path, zipped: bool, memory_gb: float) -> None:
+    folder = tmp_path / "in" / "wrapper"
+    write_classes(folder, count=10)
+    for hidden in ("__MACOSX/cat/0.png", ".cache/x.png", "cat/._0.png", ".DS_Store"):
+        (folder / hidden).parent.mkdir(parents=True, exist_ok=True)
+        (folder / hidden).write_bytes(b"not an image")
+    root = packed(tmp_path / "in", zipped)
+    train, test, classes = load("image_folder", root=root, memory_gb=memory_gb, seed=1)
+    assert isinstance(train, ImageFiles if memory_gb < 1 else ImageArray)
+    assert (len(train), len(test), train.shape, classes) == (16, 4, (3, 12, 12), ("cat", "dog"))
+    assert labels_of(test).tolist() == [0, 0, 1, 1]
+    kept, _ = stratified(torch.tensor([0] * 10 + [1] * 10), 0.2, seed=1)
+    for index, row in enumerate(kept.tolist()):
+        path = folder / ("cat" if row < 10 else "dog") / f"{row % 10}.png"
+        expected = torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1)
+        assert torch.equal(train.read(torch.tensor([index]))[0], expected)
+
+
+@pytest.mark.parametrize("held_out", ["test", "val"])
+def test_train_and_test_folders_are_the_splits(tmp_path: Path, held_out: str) -> None:
+    write_classes(tmp_path / "train", count=3, channels=1)
+    write_classes(tmp_path / held_out, count=2, channels=1, classes=("dog",))
+    write_image(tmp_path / "train" / "dog" / "nested" / "more.PNG", channels=1)
+    train, test, classes = load("image_folder", root=tmp_path)
+    assert labels_of(train).tolist() == [0, 0, 0, 1, 1, 1, 1]
+    assert (labels_of(test).tolist(), test.shape, classes) == ([1, 1], (1, 12, 12), ("cat", "dog"))
+    write_image(tmp_path / held_out / "emu" / "0.png")
+    with pytest.raises(ValueError, match=rf"{held_out}/ has classes \['emu'\] that train/ lacks"):
+        load("image_folder", root=tmp_path)
+
+
+def test_formats_and_mixed_sizes(tmp_path: Path) -> None:
+    for index, name in enumerate(("0.jpg", "1.JPEG", "2.png", "3.bmp", "nested/4.webp")):
+        write_image(tmp_path / "only" / name, 300 + index)
+    train, test, classes = load("image_folder", root=tmp_path)
+    assert (len(train), len(test), train.shape, classes) == (4, 1, (3, 224, 224), ("only",))
+    assert load("image_folder", root=tmp_path, size=20).train.shape == (3, 20, 20)
+
+
+@pytest.mark.parametrize("memory_gb", [4.0, 1e-7])
+@directory_and_zip
+def test_an_unreadable_image_is_named_before_training(tmp_path: Path, memory_gb: float, zipped: bool) -> None:
+    write_classes(tmp_path / "in")
+    (tmp_path / "in" / "dog" / "3.png").write_bytes(b"this is text")
+    root = packed(tmp_path / "in", zipped)
+    with pytest.raises(ValueError, match=r"1 unreadable file.*'dog/3\.png' failed with UnidentifiedImageError.*remove"):
+        load("image_folder", root=root, memory_gb=memory_gb)
+
+
+def test_a_truncated_jpeg_and_a_sixteen_bit_png_are_named(tmp_path: Path) -> None:
+    write_classes(tmp_path)
+    write_image(whole := tmp_path / "cat" / "7.jpg", 64)
+    intact = whole.read_bytes()
+    whole.write_bytes(intact[: len(intact) // 2])
+    with pytest.raises(ValueError, match=r"'cat/7\.jpg' failed with OSError: .*truncated"):
+        load("image_folder", root=tmp_path)
+    whole.write_bytes(intact)
+    Image.fromarray(np.zeros((8, 8), dtype=np.uint16)).save(tmp_path / "cat" / "8.png")
+    for memory_gb in (4.0, 1e-7):
+        with pytest.raises(ValueError, match=r"'cat/8\.png' .*more than 8 bits"):
+            load("image_folder", root=tmp_path, memory_gb=memory_gb)
+
+
+@directory_and_zip
+def test_images_without_class_folders(tmp_path: Path, zipped: bool) -> None:
+    for index in range(3):
+        write_image(tmp_path / "in" / f"{index}.png")
+    with pytest.raises(ValueError, match=r"images but no class folders; expected <class>/<image> or train/"):
+        load("image_folder", root=packed(tmp_path / "in", zipped))
+
+
+@directory_and_zip
+def test_class_folder_without_images(tmp_path: Path, zipped: bool) -> None:
+    write_classes(tmp_path / "in")
+    (tmp_path / "in" / "empty").mkdir()
+    with pytest.raises(ValueError, match="class folder 'empty' holds no images"):
+        load("image_folder", root=packed(tmp_path / "in", zipped))
+
+
+def test_bad_roots(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"root='.*missing' does not exist; give"):
+        load("image_folder", root=tmp_path / "missing")
+    with pytest.raises(ValueError, match="root=None, but image_folder needs"):
+        load("image_folder")
+    with pytest.raises(ValueError, match="holds no images; expected"):
+        load("image_folder", root=tmp_path)
+    write_classes(tmp_path / "single", count=1)
+    with pytest.raises(ValueError, match="one image a class, so none can be held out"):
+        load("image_folder", root=tmp_path / "single")
+    write_classes(tmp_path / "odd" / "train")
+    write_classes(tmp_path / "odd" / "validation")
+    with pytest.raises(ValueError, match="has train/ but neither test/ nor val/ beside it"):
+        load("image_folder", root=tmp_path / "odd")
+    (tmp_path / "text.zip").write_text("not a zip")
+    with pytest.raises(ValueError, match=r"text\.zip' is not a readable zip archive"):
+        load("image_folder", root=tmp_path / "text.zip")
+
+
+def test_a_damaged_zip_member_is_named(tmp_path: Path) -> None:
+    write_classes(tmp_path / "in")
+    root = packed(tmp_path / "in", zipped=True)
+    data = bytearray(root.read_bytes())
+    data[data.index(b"dog/3.png") + 60] ^= 0xFF  # in the stored pixels of that member
+    root.write_bytes(data)
+    with pytest.raises(ValueError, match=r"'dog/3\.png' failed with BadZipFile: Bad CRC-32"):
+        load("image_folder", root=root)
+
+
+def test_bad_arguments_are_named() -> None:
+    with pytest.raises(ValueError, match=r"name='cifar-10' is not a known data set; did you mean 'cifar10'\?"):
+        load("cifar-10")
+    with pytest.raises(ValueError, match="size must be a positive number of pixels, got 0"):
+        load("digits", size=0)
+    with pytest.raises(ValueError, match=r"memory_gb must be positive, got 0\.0"):
+        load("digits", memory_gb=0.0)

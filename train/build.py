@@ -1,0 +1,247 @@
+"""The composition root: a configuration's names become objects here, and configuration goes no further.
+
+A new method is one file, one dataclass in `train/options.py`, and one line here.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from negbank import EmbeddingBank, Exclusions, Refresher, Snapshot
+from negbank.proposals import Nearest, Proposal, Uniform
+from samplers import batches as batch_samplers
+from samplers.negatives import Emc2, InBatch, NegativeSampler
+from train import optim
+from train.data import sources
+from train.data.augment import PRESETS, Augment, Plain
+from train.data.images import Splits
+from train.encoders import ENCODERS, Embedder, Projector
+from train.evaluate import Evaluator
+from train.inference import Inference
+from train.options import BundledData, Config, FolderData
+from train.trainer import Trainer
+
+
+@dataclass
+class Assembly:
+    """Everything a run is made of."""
+
+    config: Config
+    splits: Splits
+    trainer: Trainer
+    evaluator: Evaluator
+    inference: Inference
+    steps: int
+    device: torch.device
+    precision: str
+
+
+def build(config: Config, *, embedder: nn.Module | None = None, splits: Splits | None = None) -> Assembly:
+    """Load the data and make every object of a run.
+
+    Args:
+        config: checked by `train.config.load`.
+        embedder: your own module instead of `config.encoder`: images → unit embeddings, with a `backbone`.
+        splits: your own images instead of `config.data`.
+
+    Raises:
+        ValueError: for what only the data can tell: a batch or a k larger than the data set, a name with no data.
+    """
+    device = choose_device(config.run.device)
+    precision = choose_precision(config.run.precision, device)
+    splits = load_data(config) if splits is None else splits
+    count, seed = len(splits.train), config.run.seed
+    if not 2 <= config.batches.batch_size <= count:
+        raise ValueError(
+            f"batches.batch_size={config.batches.batch_size}: data.type={config.data.type} has {count} training rows; "
+            f"choose at most that"
+        )
+    k = getattr(getattr(config.negatives, "proposal", None), "k", 1)
+    if k >= count:
+        raise ValueError(f"negatives.proposal.k={k}: there are only {count - 1} other training rows; lower k")
+    augment, plain = views(config, splits)
+    if embedder is None:
+        embedder = build_embedder(config, channels=splits.train.shape[0])
+    embedder = embedder.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    autocast = functools.partial(
+        torch.autocast, device.type, dtype=torch.bfloat16, enabled=precision == "bf16", cache_enabled=True
+    )
+    forward: Any = torch.compile(embedder, dynamic=True) if config.run.compile else embedder
+    inference = Inference(embedder, plain, device=device, autocast=autocast)
+    width = inference.embeddings(splits.train, torch.arange(2)).shape[1]
+    bank = EmbeddingBank(count, width, device=device)
+    batches = batch_samplers.Uniform(count, config.batches.batch_size, generator=generator(seed, "batches"))
+    negatives = build_negatives(config, count, device)
+    refresher = None
+    if wants_snapshot(config):
+        unit = len(batches) if config.refresh.unit == "epochs" else 1
+        refresher = Refresher(
+            bank,
+            every=config.refresh.every * unit,
+            mode=config.refresh.mode,
+            encode=functools.partial(inference.embeddings, splits.train),
+            max_drift=config.refresh.max_drift,
+            check_every=config.refresh.check_every,
+            probe_rows=config.refresh.probe_rows,
+            factory=config.index.factory,
+            target_recall=config.index.target_recall,
+            seed=seed,
+        )
+    steps = config.run.steps or config.run.epochs * len(batches)  # type: ignore[operator]
+    if config.optim.warmup >= steps:
+        raise ValueError(f"optim.warmup={config.optim.warmup}: the run has only {steps} steps; make it shorter")
+    trainer = Trainer(
+        forward,
+        splits.train,
+        augment=augment,
+        batches=batches,
+        negatives=negatives,
+        bank=bank,
+        refresher=refresher,
+        optimiser=build_optimiser(config, embedder),
+        schedule=functools.partial(optim.cosine_with_warmup, steps=steps, warmup=config.optim.warmup),
+        temperature=config.loss.temperature,
+        generator=generator(seed, "views"),
+        device=device,
+        autocast=autocast,
+    )
+    evaluator = Evaluator(
+        inference,
+        splits,
+        augment,
+        temperature=config.loss.temperature,
+        knn_k=config.eval.knn_k,
+        max_rows=config.eval.max_rows,
+        global_rows=config.eval.global_rows,
+    )
+    return Assembly(config, splits, trainer, evaluator, inference, steps, device, precision)
+
+
+STREAMS = ("weights", "batches", "views", "negatives")
+
+
+def generator(seed: int, stream: str) -> torch.Generator:
+    """The random stream of one part of a run: independent of how much the others draw."""
+    return torch.Generator().manual_seed(seed * len(STREAMS) + STREAMS.index(stream))
+
+
+def load_data(config: Config) -> Splits:
+    """The images that `config.data` names."""
+    data = config.data
+    if isinstance(data, BundledData):
+        return sources.load(data.type, size=data.size)
+    if isinstance(data, FolderData):
+        return sources.load(data.type, root=data.root, size=data.size, memory_gb=data.memory_gb, holdout=data.holdout)
+    return sources.load(data.type, root=data.root, size=data.size, memory_gb=data.memory_gb)
+
+
+def views(config: Config, splits: Splits) -> tuple[Augment, Plain]:
+    """The random view and the evaluation transform of `config.data.augment`, normalised alike."""
+    channels, size, _ = splits.train.shape
+    preset = config.data.augment.preset
+    if preset == "auto":
+        preset = "digits" if channels == 1 else "small_images" if size <= 96 else "natural"
+    chosen = dict(PRESETS[preset])
+    for name, value in vars(config.data.augment).items():
+        if name != "preset" and value is not None:
+            chosen[name] = tuple(value) if isinstance(value, list) else value
+    for name in ("mean", "std"):  # a preset for colour on grey images, or the other way round
+        if len(chosen[name]) != channels:
+            chosen[name] = (sum(chosen[name]) / len(chosen[name]),) * channels
+    return Augment(size=size, **chosen), Plain(size=size, mean=chosen["mean"], std=chosen["std"])
+
+
+def build_embedder(config: Config, *, channels: int) -> Embedder:
+    """The encoder and projector of `config.encoder`, initialised from the run's seed alone."""
+    options = {k: v for k, v in vars(config.encoder).items() if k not in ("type", "projector")}
+    projection = vars(config.encoder.projector)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(generator(config.run.seed, "weights").initial_seed())
+        backbone = ENCODERS[config.encoder.type](channels=channels, **options)
+        return Embedder(backbone, Projector(backbone.features, **projection))
+
+
+def build_optimiser(config: Config, module: nn.Module) -> torch.optim.Optimizer:
+    """The optimiser that `config.optim` names, over all parameters of `module`."""
+    options = {k: v for k, v in vars(config.optim).items() if k not in ("type", "warmup")}
+    return optim.build(config.optim.type, module, **options)
+
+
+def build_negatives(config: Config, num_rows: int, device: torch.device) -> NegativeSampler:
+    """The negative sampler that `config.negatives` names."""
+    return NEGATIVES[config.negatives.type](config, num_rows, device)
+
+
+def _in_batch(config: Config, num_rows: int, device: torch.device) -> NegativeSampler:
+    return InBatch(temperature=config.loss.temperature)
+
+
+def _emc2(config: Config, num_rows: int, device: torch.device) -> NegativeSampler:
+    options = config.negatives
+    exclude = Exclusions(num_rows)
+    return Emc2(
+        num_rows,
+        temperature=config.loss.temperature,
+        proposals=options.proposals,
+        proposal=functools.partial(_proposal, config, exclude),
+        draws=options.draws,
+        burn_in=options.burn_in,
+        score=options.score,
+        batch_views=options.batch_views,
+        exclude=exclude,
+        generator=generator(config.run.seed, "negatives"),
+        device=device,
+    )
+
+
+def _proposal(config: Config, exclude: Exclusions, snapshot: Snapshot) -> Proposal:
+    return PROPOSALS[config.negatives.proposal.type](config, exclude, snapshot)
+
+
+def _uniform(config: Config, exclude: Exclusions, snapshot: Snapshot) -> Proposal:
+    return Uniform(snapshot, exclude=exclude)
+
+
+def _nearest(config: Config, exclude: Exclusions, snapshot: Snapshot) -> Proposal:
+    options = config.negatives.proposal
+    temperature = options.temperature or config.loss.temperature
+    return Nearest(snapshot, options.k, temperature, options.floor, exclude=exclude)
+
+
+NEGATIVES: dict[str, Callable[[Config, int, torch.device], NegativeSampler]] = {"emc2": _emc2, "in_batch": _in_batch}
+PROPOSALS: dict[str, Callable[[Config, Exclusions, Snapshot], Proposal]] = {"nearest": _nearest, "uniform": _uniform}
+
+
+def wants_snapshot(config: Config) -> bool:
+    """Whether any sampler of the run reads the bank's index; if none does, none is built."""
+    return getattr(config.negatives, "proposals", "in_batch") != "in_batch"
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` is CUDA where there is one.
+
+    Raises:
+        ValueError: for a device that is not here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"run.device={name}: not available ({str(error).splitlines()[0]}); use auto or cpu") from None
+
+
+def choose_precision(name: str, device: torch.device) -> str:
+    """`auto` is bf16 where the machine multiplies it natively, else float32."""
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    found = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+    return "bf16" if found.get("avx512_bf16") or found.get("amx_bf16") else "float32"

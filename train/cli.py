@@ -1,0 +1,130 @@
+"""The `negbank` command."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from negbank import DamagedSnapshotError
+from train.config import ConfigError, describe, load
+
+EXAMPLES = """\
+examples:
+  negbank train configs/quickstart.yaml                          pre-train; results in runs/quickstart
+  negbank train configs/quickstart.yaml negatives.type=in_batch run.dir=runs/simclr
+  negbank train --resume runs/quickstart                         go on after an interruption
+  negbank eval runs/quickstart                                   measure the newest checkpoint
+  negbank validate configs/*.yaml                                check files without running them
+  negbank keys                                                   every key, its default and its meaning
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    raw = argparse.RawDescriptionHelpFormatter
+    top = argparse.ArgumentParser(
+        "negbank", description="Contrastive pre-training with negatives drawn from an index.", epilog=EXAMPLES,
+        formatter_class=raw,
+    )  # fmt: skip
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    train = commands.add_parser(
+        "train", help="pre-train an encoder", epilog=EXAMPLES, formatter_class=raw,
+        usage="negbank train CONFIG [key=value ...] [--overwrite] | negbank train --resume RUN_DIR",
+        description="Pre-train an encoder as a YAML file says. `key=value` changes a key of the file; `negbank keys` "
+        "lists them. The run writes config.yaml, metrics.jsonl, tensorboard/, checkpoints/, summary.json and "
+        "summary.png into run.dir. SIGTERM or Ctrl-C writes a checkpoint first.",
+    )  # fmt: skip
+    train.add_argument(
+        "config", nargs="?", type=Path, metavar="CONFIG", help="a YAML file, such as configs/quickstart.yaml"
+    )
+    train.add_argument("--resume", type=Path, metavar="RUN_DIR", help="go on with an interrupted run instead")
+    train.add_argument("--overwrite", action="store_true", help="replace a run that run.dir holds already")
+    evaluate = commands.add_parser("eval", help="measure the newest checkpoint of a run")
+    evaluate.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    validate = commands.add_parser("validate", help="check configuration files and report all problems")
+    validate.add_argument("configs", type=Path, nargs="+", metavar="CONFIG")
+    commands.add_parser("keys", help="list every key with its default and meaning")
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit code: 0, 1 for a failed run, 2 for bad input, 128 + n after signal n."""
+    options, rest = parser().parse_known_args(arguments)
+    overrides = [word for word in rest if "=" in word and not word.startswith("-")]
+    if rest != overrides or (overrides and options.command != "train"):
+        parser().error(f"unknown: {' '.join(word for word in rest if word not in overrides) or ' '.join(rest)}")
+    try:
+        if options.command == "keys":
+            for key, default, text in describe():
+                print(f"{key} = {default}\n    {text}")
+            return 0
+        if options.command == "validate":
+            return _validate(options.configs)
+        return _train(options, overrides) if options.command == "train" else _evaluate(options.run_dir)
+    except (ConfigError, ValueError, FileNotFoundError) as error:
+        damaged = isinstance(error, DamagedSnapshotError)
+        print(f"negbank: {error}", file=sys.stderr)
+        return 1 if damaged else 2
+
+
+def _validate(paths: list[Path]) -> int:
+    failed = 0
+    for path in paths:
+        try:
+            load(path)
+            print(f"{path}: ok")
+        except ConfigError as error:
+            print(error, file=sys.stderr)
+            failed += 1
+    return 2 if failed else 0
+
+
+def _train(options: argparse.Namespace, overrides: list[str]) -> int:
+    from train import report, run  # torch, faiss and matplotlib load only when there is something to do
+    from train.checkpoint import CheckpointError
+    from train.trainer import NonFiniteError
+
+    try:
+        if options.resume is not None:
+            if options.config is not None or options.overwrite or overrides:
+                print(
+                    "negbank: --resume takes the run's own configuration; give no CONFIG and no other option",
+                    file=sys.stderr,
+                )
+                return 2
+            folder, summary = options.resume, run.resume(options.resume)
+        else:
+            if options.config is None:
+                print("negbank: train needs a CONFIG, or --resume RUN_DIR; see negbank train --help", file=sys.stderr)
+                return 2
+            config, notes = load(options.config, overrides)
+            for note in notes:
+                print(f"note: {note}")
+            folder, summary = Path(config.run.dir), run.start(config, overwrite=options.overwrite)
+    except run.Stopped as stopped:
+        print(f"negbank: {stopped}", file=sys.stderr)
+        return stopped.exit_code
+    except (run.RunError, CheckpointError, NonFiniteError, OSError) as error:
+        print(f"negbank: {error}", file=sys.stderr)
+        return 1
+    print(report.table(summary))
+    print(f"written to {folder}: summary.json, summary.png, metrics.jsonl, checkpoints/, tensorboard/")
+    return 0
+
+
+def _evaluate(folder: Path) -> int:
+    from train import report, run
+    from train.checkpoint import CheckpointError
+
+    try:
+        print(report.table(run.evaluate(folder)))
+    except (run.RunError, CheckpointError) as error:
+        print(f"negbank: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,249 @@
+"""A run's configuration: YAML and `key=value` overrides into dataclasses, with every mistake reported at once.
+
+The keys are the dataclasses of `train/options.py`; nothing is ever imported by a name that a file gives. Overriding a
+`type` on the command line drops the options of the old type that the new one does not know, so that one override is
+enough to change a method.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+import types
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from train.options import TYPES, Config
+
+
+class ConfigError(ValueError):
+    """All that is wrong with a configuration, one line a problem."""
+
+    def __init__(self, source: str, problems: Sequence[str]) -> None:
+        super().__init__(f"{source}: {len(problems)} problem(s)\n" + "\n".join(f"  {p}" for p in problems))
+        self.problems = list(problems)
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Config, list[str]]:
+    """Read a YAML file, apply `key=value` overrides, check everything.
+
+    Returns:
+        The configuration, and notes on what an override of a `type` dropped.
+
+    Raises:
+        ConfigError: with every problem found, each naming its key and what to do.
+    """
+    try:
+        data = OmegaConf.load(path)
+    except FileNotFoundError:
+        raise ConfigError(str(path), ["no such file; give the path of a YAML file"]) from None
+    except Exception as error:  # YAML's own errors name the line; whatever their class, the file cannot be read
+        raise ConfigError(str(path), [f"not readable as YAML: {error}"]) from None
+    return parse(data, overrides, source=str(path))
+
+
+def parse(data: Any, overrides: Sequence[str] = (), *, source: str = "configuration") -> tuple[Config, list[str]]:
+    """`load` for a mapping that is read already."""
+    well_formed = [item for item in overrides if item.find("=") > 0]
+    problems = [f"{item!r}: expected key=value, as in run.steps=1000" for item in overrides if item not in well_formed]
+    notes: list[str] = []
+    data = _plain({} if data is None else data, problems)
+    changes = _plain(OmegaConf.from_dotlist(well_formed), problems)
+    if not isinstance(data, dict):
+        raise ConfigError(source, [f"expected sections as a mapping, found {type(data).__name__}"])
+    _switch_types(data, changes, "", notes)
+    merged = _merge(data, changes)
+    config = _fill(Config(), merged, "", problems)
+    if all(getattr(config, section) is not None for section in vars(config)):
+        problems += _impossible(config)
+    if problems:
+        raise ConfigError(source, problems)
+    return config, notes
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """The resolved configuration as plain values, complete: what a run directory keeps."""
+    return dataclasses.asdict(config)
+
+
+def describe() -> list[tuple[str, str, str]]:
+    """(key, default, help) of every key there is, the options of every type in turn."""
+    return list(_describe(Config, ""))
+
+
+def suggest(name: str, known: Sequence[str]) -> str:
+    """', did you mean x?' for the known name nearest to `name`, else the names there are."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(known)}"
+
+
+def _plain(node: Any, problems: list[str]) -> Any:
+    """Plain containers with node interpolations resolved; resolvers, which read more than this file, refused."""
+    node = node if OmegaConf.is_config(node) else OmegaConf.create(node)
+    raw = OmegaConf.to_container(node, resolve=False)
+    refused = [(key, text) for key, text in _strings(raw, "") if re.search(r"\$\{[^}]*:", text)]
+    problems += [f"{key}: {text!r} asks a resolver, which is refused; write the value itself" for key, text in refused]
+    if refused:
+        return raw
+    try:
+        return OmegaConf.to_container(node, resolve=True)
+    except OmegaConfBaseException as error:
+        problems.append(str(error).splitlines()[0])
+        return raw
+
+
+def _strings(value: Any, path: str) -> typing.Iterator[tuple[str, str]]:
+    if isinstance(value, str):
+        yield path, value
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _strings(str(key), f"{path}.{key}".strip("."))
+            yield from _strings(inner, f"{path}.{key}".strip("."))
+    elif isinstance(value, list):
+        for i, inner in enumerate(value):
+            yield from _strings(inner, f"{path}[{i}]")
+
+
+def _merge(base: Any, over: Any) -> Any:
+    if isinstance(base, dict) and isinstance(over, dict):
+        return {key: _merge(base.get(key), over[key]) if key in over else base[key] for key in (*base, *over)}
+    return over
+
+
+def _switch_types(data: Any, changes: Any, path: str, notes: list[str]) -> None:
+    """Where `changes` sets another `type` than `data`, drop the old type's options that the new one lacks."""
+    if not isinstance(changes, dict) or not isinstance(data, dict):
+        return
+    table = TYPES.get(path)
+    if table is not None and changes.get("type") in table:
+        default = next(iter(table))
+        old, new = data.get("type", default), changes["type"]
+        if old != new and old in table:
+            mine, theirs = ({f.name for f in dataclasses.fields(table[t])} for t in (new, old))
+            for key in [k for k in data if k in theirs - mine]:
+                del data[key]
+                notes.append(f"{path}.type={new}: dropped {path}.{key}, an option of {old}")
+    for key in changes:
+        _switch_types(data.get(key), changes[key], f"{path}.{key}".strip("."), notes)
+
+
+def _fill(default: Any, data: Any, path: str, problems: list[str]) -> Any:
+    """The dataclass instance `default` with the values of a mapping; what does not fit goes to `problems`."""
+    result, cls = default, type(default)
+    if data is None:
+        return result
+    if not isinstance(data, dict):
+        problems.append(f"{path}: expected a mapping of options, found {data!r}")
+        return result
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    hints = typing.get_type_hints(cls)
+    schema = OmegaConf.structured(_leaves(cls, hints))
+    for key, value in data.items():
+        where = f"{path}.{key}".strip(".")
+        if key not in fields:
+            problems.append(f"{where}: no such key{suggest(str(key), list(fields))}")
+        elif where in TYPES:
+            setattr(result, key, _fill_typed(where, value, problems))
+        elif dataclasses.is_dataclass(hints[key]):
+            setattr(result, key, _fill(getattr(result, key), value, where, problems))
+        else:
+            try:
+                schema[key] = value
+            except (OmegaConfBaseException, ValueError):
+                problems.append(
+                    f"{where}: {value!r} is no {_type_name(hints[key])}; {fields[key].metadata.get('help')}"
+                )
+                continue
+            typed = OmegaConf.to_object(schema[key]) if OmegaConf.is_config(schema[key]) else schema[key]
+            problem = _rule(fields[key].metadata, typed)
+            if problem:
+                problems.append(f"{where}: {typed!r}, expected {problem}")
+            setattr(result, key, typed)
+    return result
+
+
+def _fill_typed(path: str, data: Any, problems: list[str]) -> Any:
+    table = TYPES[path]
+    name = data.get("type", next(iter(table))) if isinstance(data, dict) else next(iter(table))
+    if name not in table:
+        problems.append(f"{path}.type: {name!r} is unknown{suggest(str(name), list(table))}")
+        return None
+    result = _fill(table[name](), data, path, problems)
+    result.type = name
+    return result
+
+
+def _leaves(cls: type, hints: dict[str, Any]) -> type:
+    """The dataclass of `cls`'s plain fields, which OmegaConf then type-checks."""
+    plain = [(f.name, hints[f.name], f) for f in dataclasses.fields(cls) if _is_leaf(hints[f.name])]
+    return dataclasses.make_dataclass(cls.__name__ + "Leaves", plain)
+
+
+def _is_leaf(hint: Any) -> bool:
+    return hint is not Any and not dataclasses.is_dataclass(hint)
+
+
+def _type_name(hint: Any) -> str:
+    return str(hint) if isinstance(hint, types.UnionType | types.GenericAlias) else hint.__name__
+
+
+def _rule(rules: Any, value: Any) -> str | None:
+    """What `value` should be, or None when it is."""
+    if value is None or not rules:
+        return None
+    if rules["choices"] and value not in rules["choices"]:
+        return "one of " + ", ".join(rules["choices"])
+    bounds = {
+        "low": ("at least", value.__ge__),
+        "high": ("at most", value.__le__),
+        "above": ("more than", value.__gt__),
+    }
+    for name, (words, holds) in bounds.items() if isinstance(value, int | float) else ():
+        if rules[name] is not None and holds(rules[name]) is not True:
+            return f"{words} {rules[name]}"
+    return None
+
+
+def _impossible(config: Config) -> list[str]:
+    """Combinations that each section allows and the whole does not."""
+    problems = []
+    if config.run.steps is None and config.run.epochs is None:
+        problems.append("run.steps: neither run.steps nor run.epochs is set; set one of them")
+    if config.run.steps is not None and config.optim.warmup >= config.run.steps:
+        problems.append(f"optim.warmup: {config.optim.warmup} of run.steps={config.run.steps} steps; make it shorter")
+    if config.data.type == "image_folder" and not config.data.root:
+        problems.append("data.root: image_folder needs the path of a directory or a .zip of class folders")
+    for name, length in (("scale", 2), ("jitter", 4)):
+        value = getattr(config.data.augment, name)
+        if value is not None and (len(value) != length or min(value) < 0):
+            problems.append(f"data.augment.{name}: {value}, expected {length} values of at least 0")
+    if getattr(config.encoder, "norm", "none") == "batch" and config.batches.batch_size < 4:
+        problems.append(
+            f"batches.batch_size: {config.batches.batch_size} is too small for encoder.norm=batch; use group"
+        )
+    return problems
+
+
+def _describe(cls: type, path: str) -> typing.Iterator[tuple[str, str, str]]:
+    hints = typing.get_type_hints(cls)
+    for f in dataclasses.fields(cls):
+        where = f"{path}.{f.name}".strip(".")
+        if where in TYPES:
+            table = TYPES[where]
+            yield f"{where}.type", next(iter(table)), "one of " + ", ".join(table)
+            for options in dict.fromkeys(table.values()):
+                names = [name for name, o in table.items() if o is options]
+                for key, default, text in _describe(options, where):
+                    yield key, default, f"[{', '.join(names)}] {text}"
+        elif dataclasses.is_dataclass(hints[f.name]):
+            yield from _describe(typing.cast(type, hints[f.name]), where)
+        elif f.name != "type":
+            value = getattr(cls(), f.name)
+            choices = f.metadata["choices"]
+            yield where, str(value), f.metadata["help"] + (f" ({', '.join(choices)})" if choices else "")

@@ -1,0 +1,43 @@
+"""A small convolutional network for images of about 28x28 or 32x32, quick enough to train on a CPU.
+
+    28x28 → conv w /2 → conv 2w /2 → conv 4w /2 → conv F → mean over positions
+
+All convolutions are 3x3, each followed by norm and ReLU. Every layer but the last has stride 2, so that wide layers
+see few positions: with a first layer at full resolution the whole would cost three times as much. On a CPU run it in
+bfloat16 autocast with `.to(memory_format=torch.channels_last)`.
+"""
+
+from torch import Tensor, nn
+
+from train.encoders.norm import norm2d
+
+
+class ConvNet(nn.Module):
+    """Images (B, channels, H, W) to features (B, features); any H and W.
+
+    Args:
+        channels: of the images.
+        width: w, channels of the first layer; a multiple of 16 for norm "group".
+        norm: "batch", "group" or "none"; see `train.encoders.norm` for which.
+        features: F, the output width; a multiple of 16 for norm "group".
+
+    Raises:
+        ValueError: for an unknown norm, or widths that do not divide into groups.
+    """
+
+    def __init__(self, channels: int = 1, width: int = 32, norm: str = "batch", features: int = 256) -> None:
+        super().__init__()
+        self.features = features
+        layers: list[nn.Module] = []
+        inputs = channels
+        for outputs, stride in ((width, 2), (2 * width, 2), (4 * width, 2), (features, 1)):
+            conv = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=norm == "none")
+            nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
+            layers += [conv, norm2d(norm, outputs), nn.ReLU(inplace=True)]
+            inputs = outputs
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features (B, features), in the dtype of the convolutions."""
+        maps: Tensor = self.layers(images)
+        return maps.mean(dim=(2, 3))

@@ -1,0 +1,248 @@
+"""What a run can be told: one dataclass a section, with the default, the meaning and the bounds of every key.
+
+A section with a `type` has one dataclass of options a type; `TYPES` says which. How a file is read into these is
+`train/config.py`; what the names stand for is `train/build.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    choices: Sequence[str] | None = None,
+    low: float | None = None,
+    high: float | None = None,
+    above: float | None = None,
+) -> Any:
+    """A field with its help text and the values it may take: choices, low ≤ x ≤ high, x > above."""
+    rules = {"help": help, "choices": choices, "low": low, "high": high, "above": above}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=rules)
+    return field(default=default, metadata=rules)
+
+
+# --- data -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Augment:
+    preset: str = option("auto", "two-view augmentation", choices=("auto", "digits", "small_images", "natural"))
+    scale: list[float] | None = option(None, "area of a crop as a share of the image, [min, max]")
+    flip: float | None = option(None, "probability of a horizontal flip", low=0, high=1)
+    rotate: float | None = option(None, "largest rotation in degrees", low=0, high=180)
+    jitter: list[float] | None = option(None, "strength of [brightness, contrast, saturation, hue]")
+    jitter_prob: float | None = option(None, "probability of colour jitter", low=0, high=1)
+    grey: float | None = option(None, "probability of greyscale", low=0, high=1)
+    blur: float | None = option(None, "probability of Gaussian blur", low=0, high=1)
+
+
+@dataclass
+class BundledData:
+    """Images that a dependency ships: nothing to download."""
+
+    type: str = "mnist5k"
+    size: int | None = option(None, "side of the images in pixels; None: as they are", low=8)
+    augment: Augment = field(default_factory=Augment)
+
+
+@dataclass
+class TorchvisionData:
+    """A torchvision data set, downloaded to `root` when it is not there."""
+
+    type: str = "cifar10"
+    root: str = option("data", "folder of downloaded data sets")
+    size: int | None = option(None, "side of the images in pixels; None: as they are", low=8)
+    memory_gb: float = option(4.0, "decoded images are kept in memory up to this many GiB", above=0)
+    augment: Augment = field(default_factory=Augment)
+
+
+@dataclass
+class FolderData:
+    """Class folders of images, as a directory or a zip; with train/ and test/ on top, or held out at random."""
+
+    type: str = "image_folder"
+    root: str = option("", "the directory or the .zip file")
+    size: int | None = option(64, "images are scaled and centre-cropped to this side in pixels", low=8)
+    memory_gb: float = option(4.0, "decoded images are kept in memory up to this many GiB", above=0)
+    holdout: float = option(0.2, "share held out of each class where there is no test/ folder", above=0, high=0.9)
+    augment: Augment = field(default_factory=Augment)
+
+
+# --- encoder ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Projection:
+    hidden: int = option(256, "width of the projector's hidden layers", low=1)
+    dim: int = option(128, "width of an embedding, D", low=2)
+    layers: int = option(2, "linear layers of the projector", low=1)
+    norm: str = option("batch", "norm of the projector's hidden layers", choices=("batch", "none"))
+
+
+@dataclass
+class ConvNetEncoder:
+    type: str = "convnet"
+    width: int = option(32, "channels of the first layer", low=4)
+    features: int = option(256, "width of the features that are evaluated", low=8)
+    norm: str = option("batch", "norm layers; group has no batch statistics", choices=("batch", "group", "none"))
+    projector: Projection = field(default_factory=Projection)
+
+
+@dataclass
+class ResNetEncoder:
+    type: str = "resnet18"
+    small_images: bool = option(True, "3×3 stem without max-pool, for images up to about 96 pixels")
+    norm: str = option("batch", "norm layers; group has no batch statistics", choices=("batch", "group"))
+    projector: Projection = field(default_factory=lambda: Projection(hidden=2048))
+
+
+# --- which rows meet, which negatives ---------------------------------------------------------------------------------
+
+
+@dataclass
+class UniformBatches:
+    type: str = "uniform"
+    batch_size: int = option(64, "rows a batch, B; each is seen under two views", low=2)
+
+
+@dataclass
+class InBatchNegatives:
+    """SimCLR: the other views of the batch."""
+
+    type: str = "in_batch"
+
+
+@dataclass
+class UniformProposal:
+    type: str = "uniform"
+
+
+@dataclass
+class NearestProposal:
+    """Top-k softmax over the index with a uniform floor."""
+
+    type: str = "nearest"
+    k: int = option(64, "bank rows retrieved an anchor", low=1)
+    temperature: float | None = option(None, "of the proposal's softmax; None: loss.temperature", above=0)
+    floor: float = option(0.3, "share of uniform draws, which every row needs to be reachable", above=0, high=1)
+
+
+@dataclass
+class Emc2Negatives:
+    """EMC²: Metropolis–Hastings chains with in-batch and index proposals."""
+
+    type: str = "emc2"
+    proposals: str = option(
+        "both", "what chains are offered: the batch's rows, index draws, or both", choices=("in_batch", "index", "both")
+    )
+    proposal: Any = field(default_factory=NearestProposal)
+    draws: int = option(2, "index draws a row and visit", low=1)
+    burn_in: float = option(0.5, "share of a visit's steps whose states are not kept", low=0, high=0.999)
+    batch_views: str = option(
+        "one", "in-batch proposals of a row; all: as published, with a bias (docs/emc2.md)", choices=("one", "all")
+    )
+    score: str = option(
+        "fresh", "bank: cheaper, but the target is stale and learning suffers", choices=("fresh", "bank")
+    )
+
+
+# --- the rest ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Loss:
+    temperature: float = option(0.1, "τ = 1/β of the loss and of the chains' target", above=0)
+
+
+@dataclass
+class IndexOptions:
+    factory: str = option("auto", "auto, exact, or a Faiss factory string such as IVF1024,Flat")
+    target_recall: float = option(0.95, "recall that an approximate index is tuned to", above=0, high=1)
+
+
+@dataclass
+class Refresh:
+    every: int = option(1, "how often the index is rebuilt", low=1)
+    unit: str = option("epochs", "of refresh.every", choices=("steps", "epochs"))
+    mode: str = option("rolling", "rolling: rows as trained; full: re-encode all", choices=("rolling", "full"))
+    max_drift: float | None = option(
+        None, "also rebuild when 1 − mean cosine on the probe passes this", above=0, high=2
+    )
+    check_every: int = option(50, "steps between drift checks", low=1)
+    probe_rows: int = option(256, "rows of the fixed random probe that drift is measured on", low=1)
+
+
+@dataclass
+class SgdOptim:
+    type: str = "sgd"
+    lr: float = option(0.06, "peak learning rate", above=0)
+    weight_decay: float = option(5e-4, "of weights, not of biases and norms", low=0)
+    momentum: float = option(0.9, "momentum", low=0, high=1)
+    warmup: int = option(0, "steps of linear warm-up", low=0)
+
+
+@dataclass
+class AdamOptim:
+    type: str = "adamw"
+    lr: float = option(1e-3, "peak learning rate", above=0)
+    weight_decay: float = option(1e-4, "of weights, not of biases and norms", low=0)
+    betas: list[float] = option([0.9, 0.999], "decay of the two moments")
+    warmup: int = option(0, "steps of linear warm-up", low=0)
+
+
+@dataclass
+class Evaluation:
+    every: int = option(500, "steps between kNN evaluations during the run", low=1)
+    knn_k: int = option(20, "neighbours of the weighted kNN", low=1)
+    max_rows: int = option(50_000, "training rows used for kNN and the linear probe, a fixed random subset", low=2)
+    global_rows: int = option(10_000, "training rows of the global loss and view retrieval", low=2)
+
+
+@dataclass
+class Run:
+    dir: str = option("runs/run", "where everything of the run is written")
+    seed: int = option(0, "of initial weights, batches, views and chains", low=0)
+    steps: int | None = option(None, "optimiser steps; comes before run.epochs", low=1)
+    epochs: int | None = option(None, "passes over the data set", low=1)
+    checkpoint_every: int = option(500, "steps between checkpoints", low=1)
+    log_every: int = option(20, "steps between rows of metrics.jsonl", low=1)
+    device: str = option("auto", "auto, cpu, cuda, cuda:1, ...")
+    precision: str = option("auto", "auto: bf16 where the machine is fast at it", choices=("auto", "float32", "bf16"))
+    compile: bool = option(False, "torch.compile the encoder")
+
+
+BUNDLED = ("mnist5k", "digits")
+DOWNLOADED = ("cifar10", "cifar100", "stl10", "fashion_mnist")
+TYPES: dict[str, dict[str, type]] = {
+    "data": {
+        **dict.fromkeys(BUNDLED, BundledData),
+        **dict.fromkeys(DOWNLOADED, TorchvisionData),
+        "image_folder": FolderData,
+    },
+    "encoder": {"convnet": ConvNetEncoder, "resnet18": ResNetEncoder, "resnet50": ResNetEncoder},
+    "batches": {"uniform": UniformBatches},
+    "negatives": {"emc2": Emc2Negatives, "in_batch": InBatchNegatives},
+    "negatives.proposal": {"nearest": NearestProposal, "uniform": UniformProposal},
+    "optim": {"adamw": AdamOptim, "adam": AdamOptim, "sgd": SgdOptim, "lars": SgdOptim},
+}
+"""Keys whose `type` picks their dataclass of options. The first of each is the default."""
+
+
+@dataclass
+class Config:
+    data: Any = field(default_factory=BundledData)
+    encoder: Any = field(default_factory=ConvNetEncoder)
+    batches: Any = field(default_factory=UniformBatches)
+    negatives: Any = field(default_factory=Emc2Negatives)
+    loss: Loss = field(default_factory=Loss)
+    index: IndexOptions = field(default_factory=IndexOptions)
+    refresh: Refresh = field(default_factory=Refresh)
+    optim: Any = field(default_factory=AdamOptim)
+    eval: Evaluation = field(default_factory=Evaluation)
+    run: Run = field(default_factory=Run)

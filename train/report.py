@@ -1,0 +1,95 @@
+"""What a run shows at its end: `summary.json`, `summary.png`, and a table."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+REFRESH, EVALUATION, STEP = "refresh", "eval", "step"
+"""The `event` of a row in metrics.jsonl."""
+
+NAMES = {
+    "knn_accuracy": "kNN accuracy, trained encoder",
+    "untrained_knn_accuracy": "kNN accuracy, untrained encoder",
+    "pixel_knn_accuracy": "kNN accuracy, raw pixels",
+    "linear_probe_accuracy": "linear probe accuracy",
+    "view_retrieval_at_1": "view retrieval@1",
+    "view_retrieval_at_5": "view retrieval@5",
+    "global_loss": "global loss",
+    "alignment": "alignment",
+    "uniformity": "uniformity",
+    "mean_cosine": "mean pairwise cosine",
+    "steps": "optimiser steps",
+    "encodings": "encoder forward passes",
+    "seconds": "seconds",
+}
+"""What the final table calls the entries of summary.json, in its order."""
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of a run's metrics.jsonl."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def draw_summary(rows: list[dict[str, Any]], summary: dict[str, Any], path: Path) -> None:
+    """Loss, kNN accuracy, acceptance and staleness over steps, as a PNG at `path`."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 7), layout="constrained")
+    FigureCanvasAgg(figure)
+    (loss, knn), (acceptance, staleness) = figure.subplots(2, 2)
+    _line(loss, rows, STEP, "loss", "InfoNCE in the batch")
+    loss.set_title("loss")
+    _line(knn, rows, EVALUATION, "knn_accuracy", "encoder", marker="o")
+    for key, name in (("pixel_knn_accuracy", "raw pixels"), ("untrained_knn_accuracy", "untrained encoder")):
+        if key in summary:
+            knn.axhline(summary[key], linestyle="--", color="grey", linewidth=1)
+            knn.annotate(
+                name, (1, summary[key]), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8
+            )
+    knn.set_title("kNN accuracy, held-out images")
+    for key, name in (
+        ("acceptance_in_batch", "in-batch"),
+        ("acceptance_index", "index"),
+        ("moved", "chains that moved"),
+    ):
+        _line(acceptance, rows, STEP, key, name)
+    acceptance.set_title("chains: acceptance rate")
+    acceptance.set_ylim(0, 1)
+    _line(staleness, rows, REFRESH, "drift", "drift: 1 − mean cosine to fresh", marker="o")
+    _line(staleness, rows, REFRESH, "overlap", "top-10 overlap, old and new", marker="o")
+    staleness.set_title("staleness at refreshes")
+    staleness.set_ylim(0, 1)
+    for axes in (loss, knn, acceptance, staleness):
+        axes.set_xlabel("step")
+        axes.grid(alpha=0.3)
+        if axes.lines and axes is not knn:
+            axes.legend(fontsize=8)
+        if not axes.lines:
+            axes.text(0.5, 0.5, "not part of this method", transform=axes.transAxes, ha="center", color="grey")
+    draft = path.with_suffix(".tmp.png")
+    figure.savefig(draft, dpi=120)
+    draft.rename(path)
+
+
+def _line(axes: Any, rows: list[dict[str, Any]], event: str, key: str, name: str, **style: Any) -> None:
+    points = [(r["step"], r[key]) for r in rows if r["event"] == event and _finite(r.get(key))]
+    if points:
+        axes.plot(*zip(*points), label=name, linewidth=1.2, markersize=3, **style)
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def table(summary: dict[str, Any]) -> str:
+    """The final table that a run prints."""
+    shown = [(name, summary[key]) for key, name in NAMES.items() if key in summary]
+    width = max(len(name) for name, _ in shown)
+    return "\n".join(
+        f"  {name:<{width}}  {value:>10,}" if isinstance(value, int) else f"  {name:<{width}}  {value:>10.4f}"
+        for name, value in shown
+    )

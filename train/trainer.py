@@ -1,0 +1,197 @@
+"""One optimisation step, as the data sees it.
+
+    rows → negatives.draw(rows) → views of rows and drawn rows → one forward pass → EncodedBatch
+      → negatives(batch): scores, weights → surrogate loss → optimiser → bank.write → refresher.step
+
+The trainer knows no method: a batch sampler says which rows meet, a negative sampler which negatives and weights.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from negbank import EmbeddingBank, Refresher, Snapshot
+from negbank.bank import unit_rows
+from negbank.refresh import RefreshReport
+from samplers.batches import BatchSampler
+from samplers.negatives import EncodedBatch, NegativeSampler
+from train.data.images import Images
+from train.losses import info_nce, surrogate
+
+
+class NonFiniteError(RuntimeError):
+    """Training diverged; raised before the optimiser step, naming the step and the rows."""
+
+
+class Trainer:
+    """Steps an embedder on the two-view contrastive loss of a negative sampler.
+
+    Args:
+        embedder: images (B, C, S, S) → unit embeddings (B, D).
+        images: the training rows.
+        augment: uint8 images → one random view of each, with `generator=`.
+        batches, negatives: the samplers. In-batch proposals need uniform batches.
+        bank: one row a training row; written at every step, by the trainer alone.
+        refresher: builds the snapshots; None when no sampler asks for one.
+        optimiser: over the embedder's parameters; its groups' learning rates are the peaks.
+        schedule: step → factor of the peak learning rates.
+        temperature: τ of the loss.
+        generator: of the views, on the CPU.
+        device, autocast: where and in which precision the forward pass runs.
+
+    Raises:
+        ValueError: for in-batch proposals under batches that are not uniform.
+    """
+
+    def __init__(
+        self,
+        embedder: nn.Module,
+        images: Images,
+        *,
+        augment: Callable[..., Tensor],
+        batches: BatchSampler,
+        negatives: NegativeSampler,
+        bank: EmbeddingBank,
+        refresher: Refresher | None,
+        optimiser: torch.optim.Optimizer,
+        schedule: Callable[[int], float],
+        temperature: float,
+        generator: torch.Generator,
+        device: torch.device,
+        autocast: Callable[[], torch.autocast],
+    ) -> None:
+        if negatives.in_batch and not batches.uniform:
+            raise ValueError(
+                f"negatives: in-batch proposals need uniform batches, which {type(batches).__name__} batches are not; "
+                f"take proposals='index', or uniform batches"
+            )
+        self.embedder, self.images, self.augment = embedder, images, augment
+        self.batches, self.negatives, self.bank, self.refresher = batches, negatives, bank, refresher
+        self.optimiser, self.schedule, self.temperature = optimiser, schedule, temperature
+        self.generator, self.device, self.autocast = generator, device, autocast
+        self.peaks = [group["lr"] for group in optimiser.param_groups]
+        self.step_number = 0
+        self.encodings = 0
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._stream = self._endless()
+
+    def refresh(self) -> RefreshReport | None:
+        """Let the refresher look at the step; pass a new snapshot on to the samplers."""
+        if self.refresher is None:
+            return None
+        with self._timed("refresh"):
+            report = self.refresher.step(self.step_number)
+            if report is not None and report.swapped:
+                self._swap(self.refresher.snapshot)
+        return report
+
+    def step(self) -> dict[str, float]:
+        """One optimisation step; its metrics.
+
+        Raises:
+            NonFiniteError: before anything is changed by a loss or embedding that is not finite.
+        """
+        with self._timed("data"):
+            rows = torch.tensor(next(self._stream), device=self.device)
+        with self._timed("draw"):
+            drawn = self.negatives.draw(rows)
+        with self._timed("data"):
+            images = self.images.read(torch.cat((rows, drawn)).cpu()).to(self.device)
+            images = torch.cat((images[: len(rows)], images))
+            views = self.augment(images, generator=self.generator).contiguous(memory_format=torch.channels_last)
+        with self._timed("forward"):
+            self.embedder.train()
+            with self.autocast():
+                embeddings = self.embedder(views)
+            self._require_finite(embeddings, torch.cat((rows, rows, drawn)), "embedding")
+            batch = EncodedBatch.from_views(rows, embeddings, drawn)
+        with self._timed("negatives"):
+            negatives, info = self.negatives(batch)
+            loss = surrogate(batch, negatives, temperature=self.temperature)
+            value = info_nce(batch, temperature=self.temperature)
+            self._require_finite(torch.stack((loss.detach(), value))[None], rows, "loss")
+        with self._timed("backward"):
+            self.optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+        with self._timed("optimiser"):
+            factor = self.schedule(self.step_number)
+            for group, peak in zip(self.optimiser.param_groups, self.peaks):
+                group["lr"] = peak * factor
+            self.optimiser.step()
+        with self._timed("bank"):
+            self.step_number += 1
+            self.encodings += len(embeddings)
+            first, second = batch.anchors.detach().chunk(2)
+            self.bank.write(
+                torch.cat((rows, drawn)), torch.cat((unit_rows(first + second), batch.drawn)), step=self.step_number
+            )
+        cosine = float((first.sum(0).square().sum() - len(first)) / (len(first) * (len(first) - 1)))
+        return {
+            "loss": float(value),
+            "positive": float((first * second).sum(-1).mean()),
+            "mean_cosine": cosine,
+            "lr": self.peaks[0] * factor,
+            **info,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a resumed run needs but the snapshot, which is saved beside it."""
+        return {
+            "step": self.step_number,
+            "encodings": self.encodings,
+            "seconds": dict(self.seconds),
+            "embedder": self.embedder.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "bank": self.bank.state_dict(),
+            "batches": self.batches.state_dict(),
+            "negatives": self.negatives.state_dict(),
+            "refresher": None if self.refresher is None else self.refresher.state_dict(),
+            "generator": self.generator.get_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any], snapshot: Snapshot | None) -> None:
+        """Restore `state_dict`, with the snapshot that was in use."""
+        self.step_number, self.encodings = state["step"], state["encodings"]
+        self.seconds = defaultdict(float, state["seconds"])
+        self.embedder.load_state_dict(state["embedder"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.bank.load_state_dict(state["bank"])
+        self.batches.load_state_dict(state["batches"])
+        self.generator.set_state(state["generator"])
+        if self.refresher is not None:
+            self.refresher.load_state_dict(state["refresher"], snapshot)
+            self._swap(snapshot)
+        self.negatives.load_state_dict(state["negatives"])
+        self._stream = self._endless()
+
+    def _swap(self, snapshot: Snapshot | None) -> None:
+        if snapshot is not None:
+            self.batches.update(snapshot)
+            self.negatives.update(snapshot)
+
+    def _endless(self) -> Iterator[list[int]]:
+        while True:
+            yield from self.batches
+
+    @contextmanager
+    def _timed(self, phase: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.seconds[phase] += time.perf_counter() - started
+
+    def _require_finite(self, values: Tensor, rows: Tensor, what: str) -> None:
+        if math.isfinite(float(values.detach().sum())):
+            return
+        bad = rows[~torch.isfinite(values.detach()).all(-1)] if len(values) == len(rows) else rows
+        raise NonFiniteError(
+            f"step {self.step_number}: the {what} of rows {bad.unique().tolist()[:8]} is not finite; nothing changed; "
+            f"lower optim.lr, raise loss.temperature or use run.precision=float32, and resume from the last checkpoint"
+        )
