@@ -103,6 +103,8 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> int:
             for note in notes:
                 print(f"note: {note}")
             folder, summary = Path(config.run.dir), run.start(config, overwrite=options.overwrite)
+    except FileNotFoundError:  # a path that the user gave
+        raise
     except run.Stopped as stopped:
         print(f"negbank: {stopped}", file=sys.stderr)
         return stopped.exit_code

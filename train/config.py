@@ -89,13 +89,25 @@ def _plain(node: Any, problems: list[str]) -> Any:
     raw = OmegaConf.to_container(node, resolve=False)
     refused = [(key, text) for key, text in _strings(raw, "") if re.search(r"\$\{[^}]*:", text)]
     problems += [f"{key}: {text!r} asks a resolver, which is refused; write the value itself" for key, text in refused]
-    if refused:
-        return raw
     try:
-        return OmegaConf.to_container(node, resolve=True)
+        if not refused:
+            return OmegaConf.to_container(node, resolve=True)
     except OmegaConfBaseException as error:
         problems.append(str(error).splitlines()[0])
-        return raw
+    return _without_interpolations(raw)
+
+
+def _without_interpolations(value: Any) -> Any:
+    """`value` less every string that would still be interpolated: reading one later would run what was refused."""
+    if isinstance(value, dict):
+        return {k: _without_interpolations(v) for k, v in value.items() if "${" not in str(k) and not _interpolated(v)}
+    if isinstance(value, list):
+        return [_without_interpolations(v) for v in value if not _interpolated(v)]
+    return value
+
+
+def _interpolated(value: Any) -> bool:
+    return isinstance(value, str) and "${" in value
 
 
 def _strings(value: Any, path: str) -> typing.Iterator[tuple[str, str]]:

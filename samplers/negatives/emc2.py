@@ -211,11 +211,12 @@ class Emc2:
         return kept.new_zeros(len(kept), len(ids)).scatter_add_(1, columns, kept)
 
     def state_dict(self) -> dict[str, Any]:
-        """The chains (N, V)."""
-        return {"chains": self.chains.clone()}
+        """The chains (N, V), and where the generator stands."""
+        random = None if self._generator is None else self._generator.get_state()
+        return {"chains": self.chains.clone(), "generator": random}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore the chains.
+        """Restore the chains and the generator.
 
         Raises:
             ValueError: when they are of another data set's shape.
@@ -223,6 +224,8 @@ class Emc2:
         if state["chains"].shape != self.chains.shape:
             raise ValueError(f"chains: {tuple(state['chains'].shape)} in the state, {tuple(self.chains.shape)} here")
         self.chains.copy_(state["chains"])
+        if self._generator is not None and state["generator"] is not None:
+            self._generator.set_state(state["generator"])
 
 
 class _Columns:

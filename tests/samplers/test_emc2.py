@@ -170,11 +170,10 @@ def test_it_resumes_to_the_same_visits(data):
     z, snapshot = data
     first = sampler(snapshot, seed=5)
     visit(first, z, torch.arange(20))
-    state, random = first.state_dict(), first._generator.get_state()
+    state = first.state_dict()
     _, expected, _ = visit(first, z, torch.arange(10, 30))
     second = sampler(snapshot)
     second.load_state_dict(state)
-    second._generator.set_state(random)
     _, got, _ = visit(second, z, torch.arange(10, 30))
     assert torch.equal(got.weights, expected.weights)
     assert torch.equal(first.chains, second.chains)

@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from train.cli import main
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def config_file(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        "data: {type: digits}\nencoder: {width: 16, features: 16, projector: {hidden: 16, dim: 8}}\n"
+        f"batches: {{batch_size: 16}}\nnegatives: {{proposal: {{k: 8}}}}\nrun: {{steps: 4, dir: {tmp_path}/run}}\n"
+    )
+    return path
+
+
+def run(capsys, *arguments):
+    code = main([str(a) for a in arguments])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_train_prints_the_table_and_eval_the_same_numbers(config_file, tmp_path, capsys):
+    code, out, _ = run(capsys, "train", config_file, "run.seed=3")
+    assert code == 0
+    for name in (
+        "kNN accuracy, trained",
+        "untrained encoder",
+        "raw pixels",
+        "linear probe",
+        "view retrieval@1",
+        "seconds",
+    ):
+        assert name in out
+    trained = next(line for line in out.splitlines() if "trained encoder" in line and "un" not in line)
+    code, out, _ = run(capsys, "eval", tmp_path / "run")
+    assert code == 0
+    assert (
+        trained.split()[-1] == next(x for x in out.splitlines() if "trained encoder" in x and "un" not in x).split()[-1]
+    )
+
+
+def test_simclr_by_one_override(config_file, tmp_path, capsys):
+    code, out, _ = run(capsys, "train", config_file, "negatives.type=in_batch")
+    assert code == 0
+    assert "note: negatives.type=in_batch: dropped negatives.proposal" in out
+    assert "acceptance" not in (tmp_path / "run" / "metrics.jsonl").read_text()
+
+
+def test_validate_reports_every_file(config_file, tmp_path, capsys):
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("run: {stps: 3}\nnegatives: {type: prosampler}\n")
+    code, out, err = run(capsys, "validate", config_file, bad, *sorted((ROOT / "configs").glob("*.yaml")))
+    assert code == 2
+    assert out.count(": ok") == 1 + len(list((ROOT / "configs").glob("*.yaml")))
+    assert "did you mean 'steps'?" in err
+    assert "'prosampler' is unknown" in err
+
+
+def test_keys_lists_them(capsys):
+    code, out, _ = run(capsys, "keys")
+    assert code == 0
+    assert "refresh.every = 1" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train"], "needs a CONFIG"),
+        (["train", "missing.yaml"], "no such file"),
+        (["train", "CONFIG", "--resume", "x"], "give no CONFIG"),
+        (["train", "CONFIG", "negatives.type=emc"], "did you mean 'emc2'?"),
+        (["train", "CONFIG", "batches.batch_size=9999"], "batches.batch_size=9999"),
+        (["train", "CONFIG", "negatives.proposal.k=9999"], "negatives.proposal.k=9999"),
+        (["train", "CONFIG", "run.dir=${oc.env:HOME}"], "asks a resolver"),
+        (["train", "CONFIG", "data.type=image_folder", "data.root=nowhere"], "nowhere"),
+    ],
+)
+def test_bad_input_ends_with_one_message_and_code_2(config_file, arguments, message, capsys):
+    code, _, err = run(capsys, *[config_file if a == "CONFIG" else a for a in arguments])
+    assert code == 2
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_images_that_cannot_be_used_are_named_before_training(config_file, tmp_path, capsys):
+    flat = tmp_path / "flat.zip"
+    with zipfile.ZipFile(flat, "w") as archive:
+        archive.writestr("a.png", b"")
+    code, _, err = run(capsys, "train", config_file, "data.type=image_folder", f"data.root={flat}")
+    assert code == 2
+    assert "class folders" in err
+    for name in ("cat", "dog"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for i in range(20):
+            pixels = np.random.default_rng(i).integers(0, 255, (16, 16, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "images" / name / f"{i}.png")
+    broken = tmp_path / "images" / "dog" / "7.png"
+    broken.write_bytes(broken.read_bytes()[:100])
+    code, _, err = run(capsys, "train", config_file, "data.type=image_folder", f"data.root={tmp_path / 'images'}")
+    assert code == 2
+    assert "7.png" in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_unknown_words_are_refused(config_file):
+    with pytest.raises(SystemExit):
+        main(["eval", "x", "run.seed=1"])
+    with pytest.raises(SystemExit):
+        main(["train", str(config_file), "--fast"])

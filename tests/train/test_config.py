@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import pytest
+from omegaconf import OmegaConf
+
+from train.config import ConfigError, describe, load, parse, to_dict
+from train.options import AdamOptim, Emc2Negatives, InBatchNegatives, SgdOptim
+
+MINIMAL = {"run": {"steps": 100}}
+
+
+def problems(data, *overrides):
+    with pytest.raises(ConfigError) as caught:
+        parse(data, overrides)
+    return caught.value.problems
+
+
+def test_defaults_file_and_overrides_in_that_order():
+    config, notes = parse(
+        {"run": {"steps": 100, "seed": 4}, "loss": {"temperature": 0.5}}, ["run.seed=7", "batches.batch_size=32"]
+    )
+    assert (config.run.seed, config.run.steps, config.batches.batch_size) == (7, 100, 32)
+    assert config.loss.temperature == 0.5
+    assert isinstance(config.negatives, Emc2Negatives)
+    assert config.refresh.mode == "rolling"
+    assert notes == []
+
+
+def test_everything_wrong_is_reported_at_once_each_with_its_key_and_remedy():
+    found = problems(
+        {
+            "run": {"stps": 10, "seed": "many", "dir": "${oc.env:HOME}"},
+            "negatives": {"type": "emc22", "draws": 1},
+            "optm": {"lr": 1},
+            "loss": {"temperature": -1},
+            "encoder": {"width": 1.5},
+            "index": 3,
+            "data": {"augment": {"preset": "faces", "flip": 2}},
+            "refresh": {"unit": "hours"},
+        },
+        "nonsense",
+    )
+    expected = {
+        "'nonsense'": "expected key=value",
+        "run.dir": "refused; write the value itself",
+        "run.stps": "did you mean 'steps'?",
+        "run.seed": "'many' is no int",
+        "negatives.type": "'emc22' is unknown; did you mean 'emc2'?",
+        "optm": "did you mean 'optim'?",
+        "loss.temperature": "expected more than 0",
+        "encoder.width": "1.5 is no int",
+        "index": "expected a mapping",
+        "data.augment.preset": "expected one of auto, digits, small_images, natural",
+        "data.augment.flip": "expected at most 1",
+        "refresh.unit": "expected one of steps, epochs",
+    }
+    assert len(found) == len(expected)
+    for key, remedy in expected.items():
+        assert any(line.startswith(f"{key}: ") and remedy in line for line in found), (key, found)
+
+
+@pytest.mark.parametrize("text", ["${oc.env:HOME}", "a ${oc.decode:x}", "${run.${oc.env:HOME}}", "${x:${run.seed}}"])
+def test_resolvers_are_refused_wherever_they_stand(text, monkeypatch):
+    monkeypatch.setenv("HOME", "leaked")
+    for data, overrides in (({"run": {"steps": 1, "dir": text}}, ()), (MINIMAL, (f"run.dir={text}",))):
+        assert all("leaked" not in line for line in problems(data, *overrides))
+        assert any("asks a resolver" in line for line in problems(data, *overrides))
+
+
+def test_interpolation_within_the_file_is_fine():
+    config, _ = parse(OmegaConf.create({"run": {"steps": 10, "checkpoint_every": "${run.steps}"}}))
+    assert config.run.checkpoint_every == 10
+
+
+def test_one_override_of_a_type_is_enough():
+    data = {**MINIMAL, "negatives": {"type": "emc2", "draws": 3, "proposal": {"type": "nearest", "k": 5}}}
+    config, notes = parse(data, ["negatives.type=in_batch"])
+    assert isinstance(config.negatives, InBatchNegatives)
+    assert notes == [
+        "negatives.type=in_batch: dropped negatives.draws, an option of emc2",
+        "negatives.type=in_batch: dropped negatives.proposal, an option of emc2",
+    ]
+    config, notes = parse(data, ["negatives.proposal.type=uniform"])
+    assert (config.negatives.draws, config.negatives.proposal.type) == (3, "uniform")
+    assert notes == ["negatives.proposal.type=uniform: dropped negatives.proposal.k, an option of nearest"]
+    assert (
+        "negatives.drws: no such key" in problems({**MINIMAL, "negatives": {"drws": 3}}, "negatives.type=in_batch")[0]
+    )
+
+
+def test_types_share_what_they_share():
+    adam, _ = parse({**MINIMAL, "optim": {"lr": 0.5, "warmup": 3}})
+    sgd, _ = parse({**MINIMAL, "optim": {"lr": 0.5, "warmup": 3}}, ["optim.type=lars"])
+    assert isinstance(adam.optim, AdamOptim)
+    assert isinstance(sgd.optim, SgdOptim)
+    assert (sgd.optim.lr, sgd.optim.warmup, sgd.optim.type) == (0.5, 3, "lars")
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({}, "set one of them"),
+        ({"run": {"steps": 10}, "optim": {"warmup": 10}}, "make it shorter"),
+        ({**MINIMAL, "data": {"type": "image_folder"}}, "data.root"),
+        ({**MINIMAL, "data": {"augment": {"scale": [0.1]}}}, "data.augment.scale: \\[0.1\\], expected 2 values"),
+        ({**MINIMAL, "batches": {"batch_size": 2}}, "too small for encoder.norm=batch"),
+    ],
+)
+def test_impossible_combinations(data, message):
+    with pytest.raises(ConfigError, match=message):
+        parse(data)
+
+
+def test_a_resolved_configuration_reads_back_the_same(tmp_path):
+    config, _ = parse({**MINIMAL, "encoder": {"type": "resnet18", "projector": {"dim": 64}}})
+    assert config.encoder.projector.hidden == 2048
+    OmegaConf.save(to_dict(config), tmp_path / "c.yaml")
+    again, _ = load(tmp_path / "c.yaml")
+    assert again == config
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("run: [", "not readable as YAML"),
+        ("- 1\n- 2", "expected sections"),
+        ("run: {steps: 1}\nrun: {steps: 2}", "duplicate"),
+    ],
+)
+def test_a_file_that_is_no_configuration(tmp_path, text, message):
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        load(path)
+    with pytest.raises(ConfigError, match="no such file"):
+        load(tmp_path / "missing.yaml")
+
+
+def test_every_key_is_described_once_for_each_type():
+    keys = describe()
+    assert len(set(keys)) == len(keys)
+    promised = "batches.type batches.batch_size negatives.type negatives.proposal.type loss.temperature refresh.every"
+    promised += " run.dir run.seed run.steps run.checkpoint_every"
+    assert set(promised.split()) <= {k for k, _, _ in keys}
+    assert all(text for _, _, text in keys)

@@ -1,0 +1,252 @@
+"""A run that is killed anywhere resumes to the very bits of one that was never interrupted."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from train import checkpoint
+from train.config import parse
+from train.run import RunError, evaluate, resume, start
+
+STEPS = 36
+CONFIG = {
+    "data": {"type": "digits"},
+    "encoder": {"width": 16, "features": 32, "projector": {"hidden": 32, "dim": 16}},
+    "batches": {"batch_size": 16},
+    "negatives": {"type": "emc2", "proposals": "both", "proposal": {"k": 8}, "draws": 1},
+    "index": {"factory": "IVF8,Flat", "target_recall": 0.8},
+    "refresh": {"every": 9, "unit": "steps", "mode": "full", "max_drift": 0.3, "check_every": 4, "probe_rows": 64},
+    "eval": {"every": 14},
+    "run": {"steps": STEPS, "checkpoint_every": 8, "log_every": 3},
+}
+
+DRIVER = """
+import os, signal, sys
+import torch
+from train import checkpoint, cli, trainer
+kill = lambda: os.kill(os.getpid(), signal.SIGKILL)
+{sabotage}
+sys.exit(cli.main(sys.argv[1:]))
+"""
+STEP = """
+step = trainer.Trainer.step
+def killed(self):
+    if self.step_number == {at}: kill()
+    return step(self)
+trainer.Trainer.step = killed
+"""
+SABOTAGE = {
+    "before the first checkpoint": STEP.format(at=5),
+    "between checkpoints, after a refresh": STEP.format(at=21),
+    "right after a checkpoint": STEP.format(at=16),
+    "in the middle of writing a checkpoint": """
+save, calls = torch.save, []
+def half(state, path):
+    calls.append(path)
+    save(state, path)
+    if len([c for c in calls if c.name == "state.pt"]) == 2:
+        with open(path, "r+b") as file: file.truncate(os.path.getsize(path) // 2)
+        kill()
+torch.save = half
+""",
+    "between writing a checkpoint and its rename": """
+from pathlib import Path
+rename = Path.rename
+def killed(self, target):
+    if self.name == "step_00000024.tmp": kill()
+    return rename(self, target)
+Path.rename = killed
+""",
+    "right after the rename": """
+sync = checkpoint.sync
+def killed(path):
+    sync(path)
+    if path.name == "checkpoints" and len(checkpoint.steps(path)) == 3: kill()
+checkpoint.sync = killed
+""",
+}
+
+
+def command(*arguments, sabotage=""):
+    return [sys.executable, "-c", DRIVER.format(sabotage=sabotage), *map(str, arguments)]
+
+
+def launch(*arguments, sabotage=""):
+    return subprocess.run(command(*arguments, sabotage=sabotage), capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def config_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("config") / "run.yaml"
+    path.write_text(yaml.safe_dump(CONFIG))
+    return path
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(config_file, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    done = launch("train", config_file, f"run.dir={folder}")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def differences(a, b, path=""):
+    """Where two checkpoints differ in a single bit."""
+    if isinstance(a, torch.Tensor):
+        return [] if a.dtype == b.dtype and torch.equal(a, b) else [path]
+    if isinstance(a, dict):
+        if a.keys() != b.keys():
+            return [path]
+        return [d for k in a if k != "seconds" for d in differences(a[k], b[k], f"{path}.{k}")]
+    if isinstance(a, list | tuple):
+        return [d for i, (x, y) in enumerate(zip(a, b, strict=True)) for d in differences(x, y, f"{path}[{i}]")]
+    return [] if a == b or path == ".config.run.dir" else [path]
+
+
+def assert_same_run(folder: Path, other: Path):
+    cpu = torch.device("cpu")
+    (mine, my_snapshot), (theirs, their_snapshot) = (
+        checkpoint.load(f / "checkpoints", device=cpu) for f in (folder, other)
+    )
+    assert mine["trainer"]["step"] == STEPS
+    assert differences(mine, theirs) == []
+    assert torch.equal(my_snapshot.vectors, their_snapshot.vectors)
+    assert (folder / "metrics.jsonl").read_bytes() == (other / "metrics.jsonl").read_bytes()
+    summaries = [json.loads((f / "summary.json").read_text()) for f in (folder, other)]
+    for summary in summaries:
+        del summary["seconds"], summary["seconds_by_phase"]
+    assert summaries[0] == summaries[1]
+
+
+def test_a_run_leaves_all_that_it_promises(uninterrupted):
+    names = {p.name for p in uninterrupted.iterdir()}
+    assert names == {"config.yaml", "metrics.jsonl", "tensorboard", "checkpoints", "summary.json", "summary.png"}
+    summary = json.loads((uninterrupted / "summary.json").read_text())
+    for key in ("knn_accuracy", "linear_probe_accuracy", "view_retrieval_at_1", "global_loss", "untrained_knn_accuracy",
+                "pixel_knn_accuracy", "encodings", "seconds"):  # fmt: skip
+        assert isinstance(summary[key], int | float)
+    rows = [json.loads(line) for line in (uninterrupted / "metrics.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in rows if r["event"] == "step"] == list(range(3, STEPS + 1, 3))
+    assert [r["step"] for r in rows if r["event"] == "eval"] == [0, 14, 28, STEPS]
+    refreshes = [r["step"] for r in rows if r["event"] == "refresh"]
+    assert {0, 9, 18, 27} <= set(refreshes)
+    assert all({"loss", "acceptance_index", "acceptance_in_batch", "moved", "hardness", "extra_encodings"} <= r.keys()
+               for r in rows if r["event"] == "step")  # fmt: skip
+    assert checkpoint.steps(uninterrupted / "checkpoints") == [32, STEPS]
+    assert next((uninterrupted / "tensorboard").iterdir()).stat().st_size > 1000
+
+
+@pytest.mark.parametrize("where", SABOTAGE)
+def test_killed_and_resumed_is_bit_identical(where, config_file, uninterrupted, tmp_path):
+    folder = tmp_path / "run"
+    killed = launch("train", config_file, f"run.dir={folder}", sabotage=SABOTAGE[where])
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    resumed = launch("train", "--resume", folder)
+    assert resumed.returncode == 0, resumed.stderr
+    assert_same_run(folder, uninterrupted)
+    assert not list((folder / "checkpoints").glob("*.tmp"))
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_checkpoints_at_the_next_step(number, code, config_file, uninterrupted, tmp_path):
+    folder = tmp_path / "run"
+    slow = (
+        "import time\nstep = trainer.Trainer.step\ntrainer.Trainer.step = lambda self: (time.sleep(0.2), step(self))[1]"
+    )
+    process = subprocess.Popen(
+        command("train", config_file, f"run.dir={folder}", sabotage=slow), stderr=subprocess.PIPE
+    )
+    deadline = time.monotonic() + 120
+    while not (folder / "checkpoints").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.5)
+    process.send_signal(number)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == code, error
+    assert b"checkpoint written" in error
+    stopped_at = checkpoint.steps(folder / "checkpoints")[-1]
+    assert 8 <= stopped_at < STEPS
+    assert launch("train", "--resume", folder).returncode == 0
+    assert_same_run(folder, uninterrupted)
+
+
+def test_a_full_disk_loses_nothing(config_file, uninterrupted, tmp_path):
+    """A limit on file size, set after the first checkpoint, makes the second fail as a full disk does."""
+    folder = tmp_path / "run"
+    full = """
+import resource
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+step = trainer.Trainer.step
+def limited(self):
+    if self.step_number == 12: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+    return step(self)
+trainer.Trainer.step = limited
+"""
+    done = launch("train", config_file, f"run.dir={folder}", sabotage=full)
+    assert done.returncode == 1, done.stderr
+    assert "step_00000016: not written" in done.stderr
+    assert "then resume" in done.stderr
+    assert checkpoint.steps(folder / "checkpoints") == [8]
+    assert launch("train", "--resume", folder).returncode == 0
+    assert_same_run(folder, uninterrupted)
+
+
+def in_process(tmp_path, **run):
+    config, _ = parse({**CONFIG, "run": {**CONFIG["run"], "dir": str(tmp_path / "run"), "steps": 8, **run}})
+    return config
+
+
+def test_a_checkpoint_of_another_configuration_is_refused(tmp_path):
+    config = in_process(tmp_path)
+    start(config)
+    path = tmp_path / "run" / "config.yaml"
+    path.write_text(path.read_text().replace("temperature: 0.1", "temperature: 0.2"))
+    with pytest.raises(RunError, match=r"loss\.temperature: 0\.1 in the checkpoint, 0.2 now"):
+        resume(tmp_path / "run")
+
+
+def test_a_run_directory_is_never_taken_silently(tmp_path):
+    config = in_process(tmp_path)
+    first = start(config)
+    with pytest.raises(RunError, match="holds a run already"):
+        start(config)
+    again = start(config, overwrite=True)
+    assert again["knn_accuracy"] == first["knn_accuracy"]
+    measured = evaluate(tmp_path / "run")
+    assert measured["knn_accuracy"] == first["knn_accuracy"]
+    assert measured["linear_probe_accuracy"] == first["linear_probe_accuracy"]
+
+
+def test_a_directory_that_cannot_hold_the_run_is_said_before_training(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="not writable"):
+        start(in_process(tmp_path / "file"))
+    usage = os.statvfs(tmp_path).f_frsize
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": usage})())
+    with pytest.raises(RunError, match="MiB free, the checkpoints need"):
+        start(in_process(tmp_path))
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize("call", [resume, evaluate])
+def test_a_folder_without_a_run_is_said(call, tmp_path):
+    with pytest.raises(RunError, match="no run"):
+        call(tmp_path)
+
+
+def test_a_damaged_checkpoint_names_the_remedy(tmp_path):
+    start(in_process(tmp_path, checkpoint_every=4))
+    state = tmp_path / "run" / "checkpoints" / "step_00000008" / "state.pt"
+    state.write_bytes(state.read_bytes()[:1000])
+    with pytest.raises(checkpoint.CheckpointError, match=r"remove .*step_00000008 to resume"):
+        resume(tmp_path / "run")
