@@ -55,6 +55,7 @@ class Exclusions:
         self._start = torch.searchsorted(ordered, labels)
         self._size = torch.searchsorted(ordered, labels, right=True) - self._start
         self._offsets, self._listed = self._skips(positives)
+        self._self_only = positives is None and groups is None and forbidden is None
         short = (self.count(torch.arange(num_rows)) < 1).nonzero().flatten()
         if len(short):
             raise ValueError(
@@ -107,12 +108,16 @@ class Exclusions:
 
     def count(self, rows: Tensor) -> Tensor:
         """|D_i| for anchors of rows (A,); for `NO_ROW` nothing but `forbidden` is out."""
+        if self._self_only:
+            return self.num_rows - (rows != NO_ROW).long()
         own = rows.clamp(min=0)
         left = len(self._order) - self._size[own] - (self._offsets[own + 1] - self._offsets[own])
         return torch.where(rows == NO_ROW, len(self._order), left)
 
     def allowed(self, rows: Tensor, ids: Tensor) -> Tensor:
         """Whether ids (A, n) lie in D_i of anchors rows (A,): (A, n) bool. An id of −1 never does."""
+        if self._self_only:
+            return (ids != rows[:, None]) & (ids >= 0)
         own = rows.clamp(min=0)[:, None]
         position = torch.where(ids >= 0, self._position[ids.clamp(min=0)], NO_ROW)
         start = self._start[own]
@@ -125,6 +130,8 @@ class Exclusions:
 
     def listed(self, rows: Tensor) -> Tensor:
         """Positions of the listed positives of anchors rows (A,): (A, E), ascending, padded at the end by 2N."""
+        if self._self_only:
+            return rows.new_empty(len(rows), 0)
         own = rows.clamp(min=0)
         start, stop = self._offsets[own], self._offsets[own + 1]
         stop = torch.where(rows == NO_ROW, start, stop)
@@ -140,6 +147,8 @@ class Exclusions:
         # Below 2^53 a float64 uniform times |D_i| hits every row with a bias of less than |D_i| / 2^53.
         draws = torch.rand(len(rows), n, generator=generator, device=rows.device, dtype=torch.float64)
         at = (draws * self.count(rows)[:, None]).long()
+        if self._self_only:
+            return at + ((at >= rows[:, None]) & ~outside[:, None])
         start = torch.where(outside, 0, self._start[own])[:, None]
         size = torch.where(outside, 0, self._size[own])[:, None]
         listed = self.listed(rows)

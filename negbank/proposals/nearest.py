@@ -53,10 +53,9 @@ class Nearest:
         extra = 1 + exclude.listed(anchors.rows).shape[1]
         found = self._index.search(anchors.queries, min(self._k + extra, len(self._index)))
         allowed = exclude.allowed(anchors.rows, found.ids)
-        first = torch.argsort(~allowed, dim=1, stable=True)[:, : self._k]
-        logits = torch.where(allowed, found.scores.double() / self._temperature, -torch.inf)
-        ids, logits = found.ids.gather(1, first), logits.gather(1, first)
-        return NearestDistribution(anchors.rows, ids, logits, self._floor, exclude)
+        head = allowed & (allowed.cumsum(1) <= self._k)
+        logits = torch.where(head, found.scores.double() / self._temperature, -torch.inf)
+        return NearestDistribution(anchors.rows, found.ids, logits, self._floor, exclude)
 
 
 class NearestDistribution:
@@ -68,6 +67,7 @@ class NearestDistribution:
         logits = logits.gather(1, order)
         empty = (logits == -torch.inf).all(1)
         self._floor = torch.where(empty, 1.0, floor).double()[:, None]
+        self._base = self._floor / exclude.count(rows)[:, None]
         self._probs = torch.softmax(logits, 1).nan_to_num(0.0)
 
     def sample(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
@@ -86,5 +86,5 @@ class NearestDistribution:
         """See `ProposalDistribution.log_prob`."""
         at = torch.searchsorted(self._head, ids.contiguous()).clamp(max=self._head.shape[1] - 1)
         head = torch.where(self._head.gather(1, at) == ids, self._probs.gather(1, at), 0.0)
-        q = self._floor / self._exclude.count(self._rows)[:, None] + (1 - self._floor) * head
+        q = self._base + (1 - self._floor) * head
         return torch.where(self._exclude.allowed(self._rows, ids), q.log(), -torch.inf)

@@ -175,14 +175,14 @@ class Emc2:
         batch = self._batch_order(len(rows), inside).to(device).expand(len(own), -1)
         batch = torch.where(ids[batch] == own[:, None], NO_STATE, batch)
         proposals, kernels = _alternate(batch, index)
-        # w = β s − log q, −∞ outside D_i; the uniform density is a constant and drops out.
-        allowed = self._exclude.allowed(rows, ids.expand(len(rows), -1)).repeat(views, 1)
-        uniform = torch.where(allowed, scores / self._temperature, -torch.inf)
-        log_q = drawn.distribution.log_prob(columns.distinct.expand(len(rows), -1))[:, columns.inverse]
-        indexed = torch.where(allowed, uniform - log_q.to(scores.dtype).repeat(views, 1), -torch.inf)
-        log_u = torch.rand(proposals.shape, generator=self._generator).log().to(uniform)
+        # w = β s − log q, and −∞ outside D_i, where log q is −∞; the uniform density is a constant and drops out.
+        log_q = drawn.distribution.log_prob(columns.distinct.expand(len(rows), -1)).to(scores.dtype)
+        outside = log_q == -torch.inf
+        shift = torch.stack((torch.where(outside, torch.inf, 0.0), torch.where(outside, torch.inf, log_q)))
+        log_weights = scores / self._temperature - shift[:, :, columns.inverse].repeat(1, views, 1)
+        log_u = torch.rand(proposals.shape, generator=self._generator).log().to(log_weights)
         burn_in = int(self._burn_in * proposals.shape[1])
-        done = scan(torch.stack((uniform, indexed)), proposals, kernels, log_u, start, burn_in=burn_in)
+        done = scan(log_weights, proposals, kernels, log_u, start, burn_in=burn_in)
         self.chains[own, view] = torch.where(done.state == NO_STATE, NO_STATE, ids[done.state.clamp(min=0)])
         proposed, accepted = done.proposed.sum(0).tolist(), done.accepted.sum(0).tolist()
         info = {
