@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from negbank import DamagedSnapshotError
-from train.config import ConfigError, describe, load
+# OpenMP threads spin for milliseconds between parallel regions. Where another process wants the cores, a step of many
+# small operations then takes seconds; a short spin costs nothing measurable where none does. Read when torch loads.
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
+from negbank import DamagedSnapshotError  # noqa: E402
+from train.config import ConfigError, describe, load  # noqa: E402
 
 EXAMPLES = """\
 examples:
