@@ -54,9 +54,8 @@ def main() -> None:
         print(f"| {key} | {' | '.join(f'{medians[name][key]:.2f}' for name in methods)} |")
     mine, base = medians["as configured"], medians["in_batch"]
     sampler = mine["draw"] + mine["negatives"] - base["negatives"]
-    print(
-        f"\nsampler: {100 * sampler / mine['step']:.1f} % of the step; refresh: {100 * mine['refresh'] / mine['step']:.1f} %"
-    )
+    share, refresh = 100 * sampler / mine["step"], 100 * mine["refresh"] / mine["step"]
+    print(f"\nsampler: {share:.1f} % of the step; refresh: {refresh:.1f} %")
     ratio = (mine["step"] / mine["encodings"]) / (base["step"] / base["encodings"])
     print(f"time an encoding, against in_batch: {ratio:.2f}")
 

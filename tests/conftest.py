@@ -6,9 +6,9 @@ import os
 
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as train/cli.py: tests on shared cores, too
 
-import pytest  # noqa: E402
-import torch  # noqa: E402
-from torch import Tensor  # noqa: E402
+import pytest
+import torch
+from torch import Tensor
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 

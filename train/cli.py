@@ -12,8 +12,8 @@ from pathlib import Path
 # small operations then takes seconds; a short spin costs nothing measurable where none does. Read when torch loads.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
-from negbank import DamagedSnapshotError  # noqa: E402
-from train.config import ConfigError, describe, load  # noqa: E402
+from negbank import DamagedSnapshotError
+from train.config import ConfigError, describe, load
 
 EXAMPLES = """\
 examples:
