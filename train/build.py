@@ -16,7 +16,7 @@ from torch import nn
 from negbank import EmbeddingBank, Exclusions, Refresher, Snapshot
 from negbank.proposals import Nearest, Proposal, Uniform
 from samplers import batches as batch_samplers
-from samplers.negatives import Emc2, InBatch, NegativeSampler
+from samplers.negatives import Emc2, Importance, InBatch, NegativeSampler
 from train import optim
 from train.data import sources
 from train.data.augment import PRESETS, Augment, Plain
@@ -200,6 +200,22 @@ def _emc2(config: Config, num_rows: int, device: torch.device) -> NegativeSample
     )
 
 
+def _importance(config: Config, num_rows: int, device: torch.device) -> NegativeSampler:
+    options = config.negatives
+    exclude = Exclusions(num_rows)
+    return Importance(
+        num_rows,
+        temperature=config.loss.temperature,
+        proposal=functools.partial(_proposal, config, exclude),
+        draws=options.draws,
+        pool=options.pool,
+        batch=options.batch,
+        positive=options.positive,
+        exclude=exclude,
+        generator=generator(config.run.seed, "negatives"),
+    )
+
+
 def _proposal(config: Config, exclude: Exclusions, snapshot: Snapshot) -> Proposal:
     return PROPOSALS[config.negatives.proposal.type](config, exclude, snapshot)
 
@@ -214,13 +230,17 @@ def _nearest(config: Config, exclude: Exclusions, snapshot: Snapshot) -> Proposa
     return Nearest(snapshot, options.k, temperature, options.floor, exclude=exclude)
 
 
-NEGATIVES: dict[str, Callable[[Config, int, torch.device], NegativeSampler]] = {"emc2": _emc2, "in_batch": _in_batch}
+NEGATIVES: dict[str, Callable[[Config, int, torch.device], NegativeSampler]] = {
+    "emc2": _emc2,
+    "importance": _importance,
+    "in_batch": _in_batch,
+}
 PROPOSALS: dict[str, Callable[[Config, Exclusions, Snapshot], Proposal]] = {"nearest": _nearest, "uniform": _uniform}
 
 
 def wants_snapshot(config: Config) -> bool:
     """Whether any sampler of the run reads the bank's index; if none does, none is built."""
-    return getattr(config.negatives, "proposals", "in_batch") != "in_batch"
+    return hasattr(config.negatives, "proposal") and getattr(config.negatives, "proposals", "index") != "in_batch"
 
 
 def choose_device(name: str) -> torch.device:

@@ -152,6 +152,18 @@ class Emc2Negatives:
     )
 
 
+@dataclass
+class ImportanceNegatives:
+    """Sampled softmax with logQ correction: index draws weighed against how often they were to be expected."""
+
+    type: str = "importance"
+    proposal: Any = field(default_factory=NearestProposal)
+    draws: int = option(64, "index draws: of the whole batch with pool, else of each row", low=1)
+    pool: bool = option(True, "all anchors share one pool of draws")
+    batch: bool = option(True, "the batch's other rows are candidates, too")
+    positive: bool = option(True, "the positive is in the softmax's denominator, as in InfoNCE")
+
+
 # --- the rest ---------------------------------------------------------------------------------------------------------
 
 
@@ -227,7 +239,7 @@ TYPES: dict[str, dict[str, type]] = {
     },
     "encoder": {"convnet": ConvNetEncoder, "resnet18": ResNetEncoder, "resnet50": ResNetEncoder},
     "batches": {"uniform": UniformBatches},
-    "negatives": {"emc2": Emc2Negatives, "in_batch": InBatchNegatives},
+    "negatives": {"emc2": Emc2Negatives, "importance": ImportanceNegatives, "in_batch": InBatchNegatives},
     "negatives.proposal": {"nearest": NearestProposal, "uniform": UniformProposal},
     "optim": {"adamw": AdamOptim, "adam": AdamOptim, "sgd": SgdOptim, "lars": SgdOptim},
 }

@@ -48,7 +48,7 @@ def draw_summary(rows: list[dict[str, Any]], summary: dict[str, Any], path: Path
         if key in summary:
             knn.axhline(summary[key], linestyle="--", color="grey", linewidth=1)
             knn.annotate(
-                name, (1, summary[key]), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8
+                name, (0.99, summary[key]), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8
             )
     knn.set_title("kNN accuracy, held-out images")
     for key, name in (

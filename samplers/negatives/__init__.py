@@ -5,6 +5,7 @@ L = mean_i β (Σ_r w_ir s_ir − p_i s_i⁺),    w, p detached,    p_i = Σ_r w
 
 from samplers.negatives.contract import EncodedBatch, Info, Negatives, NegativeSampler
 from samplers.negatives.emc2 import Emc2
+from samplers.negatives.importance import Importance
 from samplers.negatives.in_batch import InBatch
 
-__all__ = ["Emc2", "EncodedBatch", "InBatch", "Info", "NegativeSampler", "Negatives"]
+__all__ = ["Emc2", "EncodedBatch", "Importance", "InBatch", "Info", "NegativeSampler", "Negatives"]

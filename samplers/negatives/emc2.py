@@ -35,6 +35,7 @@ from torch import Tensor
 
 from negbank.filters import Exclusions
 from negbank.proposals import Anchors, Proposal, ProposalDistribution, Uniform
+from negbank.random import uniforms
 from negbank.snapshot import Snapshot
 from samplers.metropolis import NO_STATE, scan
 from samplers.negatives.contract import EncodedBatch, Info, Negatives
@@ -180,7 +181,7 @@ class Emc2:
         outside = log_q == -torch.inf
         shift = torch.stack((torch.where(outside, torch.inf, 0.0), torch.where(outside, torch.inf, log_q)))
         log_weights = scores / self._temperature - shift[:, :, columns.inverse].repeat(1, views, 1)
-        log_u = torch.rand(proposals.shape, generator=self._generator).log().to(log_weights)
+        log_u = uniforms(proposals.shape, generator=self._generator, device=device).log().to(log_weights)
         burn_in = int(self._burn_in * proposals.shape[1])
         done = scan(log_weights, proposals, kernels, log_u, start, burn_in=burn_in)
         self.chains[own, view] = torch.where(done.state == NO_STATE, NO_STATE, ids[done.state.clamp(min=0)])
@@ -206,7 +207,8 @@ class Emc2:
         """Counts over the bank's rows (A, B + E) laid onto the encoded columns ids (C,), each on one view at random."""
         assert drawn.kept is not None
         source = torch.cat((drawn.rows, ids[self._views * len(drawn.rows) :]))
-        kept = drawn.kept[:, (drawn.kept > 0).any(0) | (torch.arange(drawn.kept.shape[1]) < len(drawn.rows))]
+        inside = torch.arange(drawn.kept.shape[1], device=ids.device) < len(drawn.rows)
+        kept = drawn.kept[:, inside | (drawn.kept > 0).any(0)]
         columns = _Columns(ids, self._generator).of(source.expand(len(kept), -1))
         return kept.new_zeros(len(kept), len(ids)).scatter_add_(1, columns, kept)
 
@@ -240,7 +242,7 @@ class _Columns:
     def of(self, rows: Tensor) -> Tensor:
         """A random one of each row's columns, for rows (...,) that have one; `NO_STATE` stays."""
         at = torch.searchsorted(self.distinct, rows.clamp(min=0)).clamp(max=len(self.distinct) - 1)
-        pick = torch.rand(rows.shape, generator=self._generator).to(rows.device)
+        pick = uniforms(rows.shape, generator=self._generator, device=rows.device)
         column = self._order[self._first[at] + (pick * self._counts[at]).long()]
         return torch.where(rows == NO_STATE, NO_STATE, column)
 

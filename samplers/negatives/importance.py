@@ -1,0 +1,158 @@
+"""Sampled softmax with logQ correction (Bengio & Senécal 2008; Yi et al. 2019), with own draws or one shared pool.
+
+Each candidate row j is weighed against how often it was to be expected among the step's candidates, n_i(j):
+
+    w_ir = (k_r / n_i(r)) exp(β s_ir) / Z_i,      Z_i = Σ_r (k_r / n_i(r)) exp(β s_ir)  [+ exp(β s_i⁺)]
+
+with k_r the times row r was drawn. Over the draws E Σ_r k_r f(r) / n_i(r) = Σ_{j∈D_i} f(j): Z_i estimates the softmax's
+denominator over the *whole data set*, and the weights π_i (self-normalised importance sampling). `positive=True` adds
+the positive to the denominator, as InfoNCE does.
+
+    own draws    n_i(j) = M q_i(j)
+    pool         n(j)   = M q̄(j),  q̄(j) = (1/B) Σ_b q_b(j): M draws for the whole batch, from the mean proposal of its
+                          rows. Every anchor uses all of them, so a drawn row costs one encoding and serves 2B anchors.
+    + batch      n(j)   = M q̄(j) + V(B − 1)/(N − 1): the batch's other rows are uniform draws of D_i, seen V times each.
+                          This is the balance heuristic of multiple importance sampling (Veach & Guibas 1995, eq. 14).
+
+The bank chooses (q), fresh scores weigh (s). Draws are stratified over the rows of the batch, which changes no
+expectation. A draw of the anchor's own row, which a pool may hold, counts in M and has weight 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from negbank.filters import Exclusions
+from negbank.proposals import Anchors, Proposal, ProposalDistribution, Uniform
+from negbank.snapshot import Snapshot
+from samplers.negatives.contract import EncodedBatch, Info, Negatives
+
+
+class _Drawn(NamedTuple):
+    rows: Tensor  # (B,)
+    ids: Tensor  # (B, n) own draws, or (1, M) the pool
+    distribution: ProposalDistribution  # of the B rows
+
+
+class Importance:
+    """Self-normalised importance sampling of π_i from index draws, the batch, or both.
+
+    Args:
+        num_rows: N.
+        temperature: τ = 1/β.
+        proposal: snapshot → proposal; before the first snapshot draws are uniform.
+        draws: M: with `pool` for the whole batch, otherwise for each row, shared by its views.
+        pool: whether all anchors share one pool.
+        batch: whether the batch's other rows are candidates as well; needs uniform batches.
+        positive: whether the positive is in the denominator.
+        exclude: rows that are no negatives of each other; only the anchor's own row by default.
+        generator: of all random draws; on the CPU.
+
+    Raises:
+        ValueError: for a temperature ≤ 0 or draws < 1.
+    """
+
+    def __init__(
+        self,
+        num_rows: int,
+        *,
+        temperature: float,
+        proposal: Callable[[Snapshot], Proposal],
+        draws: int = 64,
+        pool: bool = True,
+        batch: bool = True,
+        positive: bool = True,
+        exclude: Exclusions | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        if not temperature > 0:
+            raise ValueError(f"temperature={temperature}: expected a value above 0")
+        if draws < 1:
+            raise ValueError(f"draws={draws}: expected at least 1")
+        self.in_batch = batch
+        self._num_rows, self._temperature, self._bind, self._draws = num_rows, temperature, proposal, draws
+        self._pool, self._positive, self._generator = pool, positive, generator
+        self._exclude = Exclusions(num_rows) if exclude is None else exclude
+        self._proposal: Proposal = Uniform(exclude=self._exclude)
+        self._snapshot: Snapshot | None = None
+        self._drawn: _Drawn | None = None
+
+    def update(self, snapshot: Snapshot) -> None:
+        """Propose from this version of the bank from now on."""
+        self._snapshot, self._proposal = snapshot, self._bind(snapshot)
+
+    def draw(self, rows: Tensor) -> Tensor:
+        """The distinct drawn rows that are not in the batch (E,)."""
+        queries = rows.new_zeros(len(rows), 1, dtype=torch.float32)
+        if self._snapshot is not None:
+            queries = self._snapshot.vectors[rows]
+        distribution = self._proposal(Anchors(rows, queries))
+        ids = distribution.sample(
+            math.ceil(self._draws / len(rows)) if self._pool else self._draws, generator=self._generator
+        )
+        if self._pool:  # M of the B·⌈M/B⌉ stratified draws
+            kept = torch.randperm(ids.numel(), generator=self._generator)[: self._draws]
+            ids = ids.flatten()[kept.to(ids.device)][None]
+        self._drawn = _Drawn(rows, ids, distribution)
+        wanted = ids.unique()
+        return wanted[~torch.isin(wanted, rows)]
+
+    def __call__(self, batch: EncodedBatch) -> tuple[Negatives, Info]:
+        """See `NegativeSampler.__call__`.
+
+        Raises:
+            RuntimeError: when `draw` was not called with this batch's rows just before.
+        """
+        drawn, self._drawn = self._drawn, None
+        if drawn is None or not torch.equal(drawn.rows, batch.rows):
+            raise RuntimeError("batch: call draw(batch.rows) first, and encode the rows it returns with the batch")
+        scores = batch.anchors @ batch.candidates.T
+        with torch.no_grad():
+            log_ratio = self._log_ratio(batch, drawn)
+            logits = scores / self._temperature + log_ratio.repeat(batch.views, 1)
+            positive = (batch.anchors * batch.positives).sum(-1, keepdim=True) / self._temperature
+            every = torch.cat((logits, positive), 1) if self._positive else logits
+            weights = torch.softmax(every, 1)[:, : logits.shape[1]].nan_to_num(0.0)
+            share = weights / weights.sum(1, keepdim=True).clamp(min=1e-12)
+            info = {
+                "effective_candidates": float((1 / share.square().sum(1).clamp(min=1e-12)).mean()),
+                "hardness": float((share * scores).sum(1).mean()),
+                "extra_encodings": float(len(batch.drawn_rows)),
+            }
+        return Negatives(scores, weights), info
+
+    def _log_ratio(self, batch: EncodedBatch, drawn: _Drawn) -> Tensor:
+        """log k/n of every column for every row of the batch (B, C); −∞ outside D_i and where nothing was drawn.
+
+        A drawn row that is in the batch has V columns, each with a V-th of its draws.
+        """
+        ids, count = batch.candidate_rows, len(drawn.rows)
+        distinct, column, repeats = ids.unique(return_inverse=True, return_counts=True)
+        log_q = drawn.distribution.log_prob(distinct.expand(count, -1))
+        at = torch.searchsorted(distinct, drawn.ids.contiguous())
+        times = torch.zeros(len(drawn.ids), len(distinct), dtype=torch.float64, device=ids.device)
+        times = times.scatter_add_(1, at, torch.ones_like(at, dtype=torch.float64)) / repeats
+        outside = log_q == -torch.inf
+        if self._pool:
+            log_q = log_q.logsumexp(0, keepdim=True) - math.log(count)
+        expected = self._draws * log_q.exp()
+        times = times[:, column]
+        if self.in_batch:
+            expected = expected + batch.views * (count - 1) / (self._num_rows - 1)
+            times = times + (torch.arange(len(ids), device=ids.device) < len(batch.anchors))
+        log_ratio = (times / expected[:, column]).log()
+        return torch.where(outside[:, column], -torch.inf, log_ratio).float()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the generator stands."""
+        return {"generator": None if self._generator is None else self._generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the generator."""
+        if self._generator is not None and state["generator"] is not None:
+            self._generator.set_state(state["generator"])
