@@ -14,6 +14,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from negbank.random import uniforms
+
 NO_ROW = -1
 """Row of an anchor that is not itself in the bank (an outside query), and padding in lists of ids."""
 
@@ -141,11 +143,18 @@ class Exclusions:
             return at
         return torch.where(at < stop[:, None], self._listed[at.clamp(max=len(self._listed) - 1)], 2 * self.num_rows)
 
+    def by_group(self) -> tuple[Tensor, Tensor]:
+        """The rows not forbidden in the order of positions (n,), and every row's group (N,), −1 for none of them.
+
+        A row that is not forbidden is in anchor i's group exactly if their numbers, in 0..N−1, agree.
+        """
+        return self._order, torch.where(self._size > 0, self._start, -1)
+
     def uniform(self, rows: Tensor, n: int, *, generator: torch.Generator | None) -> Tensor:
         """n independent uniform draws from D_i for every anchor of rows (A,): (A, n) ids."""
         own, outside = rows.clamp(min=0), rows == NO_ROW
         # Below 2^53 a float64 uniform times |D_i| hits every row with a bias of less than |D_i| / 2^53.
-        draws = torch.rand(len(rows), n, generator=generator, device=rows.device, dtype=torch.float64)
+        draws = uniforms((len(rows), n), generator=generator, device=rows.device)
         at = (draws * self.count(rows)[:, None]).long()
         if self._self_only:
             return at + ((at >= rows[:, None]) & ~outside[:, None])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from functools import cached_property
@@ -20,7 +21,8 @@ from torch import Tensor
 
 from negbank.bank import require_finite, unit_rows
 from negbank.filters import Exclusions
-from negbank.index import ExactIndex, FaissIndex, Index
+from negbank.index import Cells, ExactIndex, FaissIndex, Index
+from negbank.index.faiss import kmeans_cells
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -112,6 +114,13 @@ class Snapshot:
     def exclude_self(self) -> Exclusions:
         """D_i = every row but i: the exclusions of a proposal that is given no others."""
         return Exclusions(len(self)).to(self.vectors.device)
+
+    @cached_property
+    def cells(self) -> Cells:
+        """A partition of the indexed rows: the index's own cells, else k-means with about 1.5 √n cells, run once."""
+        if self.index.cells is not None:
+            return self.index.cells
+        return kmeans_cells(self.vectors, self.rows, max(1, round(1.5 * math.sqrt(len(self.index)))))
 
     def save(self, folder: str | Path) -> None:
         """Write the snapshot as a new folder: built under a temporary name beside it, then renamed.

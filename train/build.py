@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from negbank import EmbeddingBank, Exclusions, Refresher, Snapshot
-from negbank.proposals import Nearest, Proposal, Uniform
+from negbank.proposals import Cells, HeadTail, Nearest, Proposal, StaleSoftmax, Uniform
 from samplers import batches as batch_samplers
 from samplers.negatives import Emc2, Importance, InBatch, NegativeSampler
 from train import optim
@@ -217,17 +217,11 @@ def _importance(config: Config, num_rows: int, device: torch.device) -> Negative
 
 
 def _proposal(config: Config, exclude: Exclusions, snapshot: Snapshot) -> Proposal:
-    return PROPOSALS[config.negatives.proposal.type](config, exclude, snapshot)
-
-
-def _uniform(config: Config, exclude: Exclusions, snapshot: Snapshot) -> Proposal:
-    return Uniform(snapshot, exclude=exclude)
-
-
-def _nearest(config: Config, exclude: Exclusions, snapshot: Snapshot) -> Proposal:
-    options = config.negatives.proposal
-    temperature = options.temperature or config.loss.temperature
-    return Nearest(snapshot, options.k, temperature, options.floor, exclude=exclude)
+    """The proposal that `config.negatives.proposal` names; its temperature is the loss's unless it has its own."""
+    options = {k: v for k, v in vars(config.negatives.proposal).items() if k != "type"}
+    if options.get("temperature", 1.0) is None:
+        options["temperature"] = config.loss.temperature
+    return PROPOSALS[config.negatives.proposal.type](snapshot, exclude=exclude, **options)
 
 
 NEGATIVES: dict[str, Callable[[Config, int, torch.device], NegativeSampler]] = {
@@ -235,7 +229,13 @@ NEGATIVES: dict[str, Callable[[Config, int, torch.device], NegativeSampler]] = {
     "importance": _importance,
     "in_batch": _in_batch,
 }
-PROPOSALS: dict[str, Callable[[Config, Exclusions, Snapshot], Proposal]] = {"nearest": _nearest, "uniform": _uniform}
+PROPOSALS: dict[str, Callable[..., Proposal]] = {
+    "nearest": Nearest,
+    "head_tail": HeadTail,
+    "cells": Cells,
+    "stale_softmax": StaleSoftmax,
+    "uniform": Uniform,
+}
 
 
 def wants_snapshot(config: Config) -> bool:

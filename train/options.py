@@ -134,6 +134,34 @@ class NearestProposal:
 
 
 @dataclass
+class CellsProposal:
+    """k-means cells of the bank by the mean of their rows, with a uniform floor."""
+
+    type: str = "cells"
+    temperature: float | None = option(None, "of the proposal's softmax; None: loss.temperature", above=0)
+    floor: float = option(0.1, "share of uniform draws, which every row needs to be reachable", above=0, high=1)
+
+
+@dataclass
+class HeadTailProposal:
+    """The top k by their own score, all other rows by their cell's, with a uniform floor."""
+
+    type: str = "head_tail"
+    k: int = option(64, "bank rows retrieved an anchor", low=1)
+    temperature: float | None = option(None, "of the proposal's softmax; None: loss.temperature", above=0)
+    floor: float = option(0.1, "share of uniform draws, which every row needs to be reachable", above=0, high=1)
+
+
+@dataclass
+class StaleSoftmaxProposal:
+    """The softmax over the whole bank, at a cost of N an anchor: the reference."""
+
+    type: str = "stale_softmax"
+    temperature: float | None = option(None, "of the proposal's softmax; None: loss.temperature", above=0)
+    floor: float = option(0.1, "share of uniform draws, which every row needs to be reachable", above=0, high=1)
+
+
+@dataclass
 class Emc2Negatives:
     """EMC²: Metropolis–Hastings chains with in-batch and index proposals."""
 
@@ -240,7 +268,13 @@ TYPES: dict[str, dict[str, type]] = {
     "encoder": {"convnet": ConvNetEncoder, "resnet18": ResNetEncoder, "resnet50": ResNetEncoder},
     "batches": {"uniform": UniformBatches},
     "negatives": {"emc2": Emc2Negatives, "importance": ImportanceNegatives, "in_batch": InBatchNegatives},
-    "negatives.proposal": {"nearest": NearestProposal, "uniform": UniformProposal},
+    "negatives.proposal": {
+        "nearest": NearestProposal,
+        "head_tail": HeadTailProposal,
+        "cells": CellsProposal,
+        "stale_softmax": StaleSoftmaxProposal,
+        "uniform": UniformProposal,
+    },
     "optim": {"adamw": AdamOptim, "adam": AdamOptim, "sgd": SgdOptim, "lars": SgdOptim},
 }
 """Keys whose `type` picks their dataclass of options. The first of each is the default."""

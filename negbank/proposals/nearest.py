@@ -13,6 +13,7 @@ from torch import Tensor
 
 from negbank.filters import Exclusions
 from negbank.proposals.contract import Anchors
+from negbank.random import uniforms
 from negbank.snapshot import Snapshot
 
 
@@ -73,8 +74,8 @@ class NearestDistribution:
     def sample(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
         """See `ProposalDistribution.sample`."""
         shape, device = (len(self._rows), n), self._rows.device
-        coin = torch.rand(shape, generator=generator, device=device, dtype=torch.float64)
-        point = torch.rand(shape, generator=generator, device=device, dtype=torch.float64)
+        coin = uniforms(shape, generator=generator, device=device)
+        point = uniforms(shape, generator=generator, device=device)
         below = self._exclude.uniform(self._rows, n, generator=generator)
         cumulative = self._probs.cumsum(1)
         at = torch.searchsorted(cumulative, point * cumulative[:, -1:], right=True)

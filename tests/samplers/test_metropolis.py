@@ -9,14 +9,24 @@ import torch
 from scipy import stats
 
 from negbank import Exclusions, Snapshot
-from negbank.proposals import Anchors, Nearest, Uniform
+from negbank.proposals import Anchors, Cells, HeadTail, Mixture, Nearest, StaleSoftmax, Uniform
 from samplers.metropolis import NO_STATE, acceptance, scan, scan_reference
 
 N, BETA = 250, 14.28
+
+
+def mixture(snapshot, *, exclude):
+    return Mixture((Uniform(snapshot, exclude=exclude), Nearest(snapshot, 10, 0.05, exclude=exclude)), (0.4, 0.6))
+
+
 PROPOSALS = {
     "in batch or uniform": Uniform,
     "nearest": partial(Nearest, k=30, temperature=1 / BETA, floor=0.3),
     "nearest, sharp": partial(Nearest, k=5, temperature=0.02, floor=0.05),
+    "cells": Cells,
+    "head and tail": partial(HeadTail, k=30),
+    "stale softmax": StaleSoftmax,
+    "mixture": mixture,
 }
 
 

@@ -55,6 +55,17 @@ def test_simclr_by_one_override(config_file, tmp_path, capsys):
     assert "acceptance" not in (tmp_path / "run" / "metrics.jsonl").read_text()
 
 
+@pytest.mark.parametrize("proposal", ["head_tail", "cells", "stale_softmax", "uniform"])
+@pytest.mark.parametrize("negatives", ["emc2", "importance"])
+def test_every_proposal_by_its_name(config_file, capsys, negatives, proposal):
+    code, out, _ = run(
+        capsys, "train", config_file, f"negatives.type={negatives}", f"negatives.proposal.type={proposal}",
+        "negatives.draws=2", "refresh.every=2", "refresh.unit=steps",
+    )  # fmt: skip
+    assert code == 0
+    assert "kNN accuracy" in out
+
+
 def test_validate_reports_every_file(config_file, tmp_path, capsys):
     bad = tmp_path / "bad.yaml"
     bad.write_text("run: {stps: 3}\nnegatives: {type: prosampler}\n")

@@ -1,0 +1,105 @@
+"""The rows of every cell that an anchor may draw: counted exactly, and drawn uniformly without rejection.
+
+    D_ic = {j ∈ D_i : c(j) = c, j not taken},      n_i(c) = |D_ic| = size_c − |group(i) ∩ c| − |listed and taken in c|
+
+Allowed rows are sorted by (cell, group): a cell is an interval of positions, and a group inside of a cell is one, too.
+For an anchor the positions without its group and without the few rows it skips number its rows cell by cell, so the
+t-th row of a cell is found by the sorted-gap rule and one shift. No work that grows with N per call.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from negbank.filters import NO_ROW, Exclusions
+from negbank.index import Cells
+
+
+class CellRows:
+    """The layout of all allowed rows by (cell, group).
+
+    Args:
+        cells: a partition of the indexed rows.
+        exclude: what may not be drawn.
+
+    Attributes:
+        order: (n + 1,) rows by position, with a −1 behind the last.
+        bounds: (C + 1,) positions where each cell starts and the last one ends.
+    """
+
+    def __init__(self, cells: Cells, exclude: Exclusions) -> None:
+        self.cells, self._exclude = cells, exclude
+        self._every, self._group = exclude.by_group()
+        rows = self._every[cells.assignment[self._every] >= 0]
+        num_rows, device = exclude.num_rows, rows.device
+        keys, at = (cells.assignment[rows] * num_rows + self._group[rows]).sort(stable=True)
+        self.order = torch.cat((rows[at], rows.new_full((1,), NO_ROW)))
+        self._position = torch.full((num_rows,), NO_ROW, device=device)
+        self._position[self.order[:-1]] = torch.arange(len(rows), device=device)
+        self.bounds = torch.searchsorted(keys, torch.arange(len(cells.sizes) + 1, device=device) * num_rows)
+        # The distinct (cell, group) pairs, grouped by group: where each starts, and how many rows it has.
+        pairs, sizes = keys.unique_consecutive(return_counts=True)
+        group, at = (pairs % num_rows).sort(stable=True)
+        self._pair_cell, self._pair_size = (pairs // num_rows)[at], sizes[at]
+        self._pair_start = (sizes.cumsum(0) - sizes)[at]
+        self._offsets = torch.searchsorted(group, torch.arange(num_rows + 1, device=device))
+
+    def of(self, rows: Tensor, taken: Tensor) -> AnchorCells:
+        """For anchors of rows (A,), without the rows taken (A, k) ⊂ D_i, distinct and padded by −1."""
+        cells, device = len(self.cells.sizes), rows.device
+        group = torch.where(rows == NO_ROW, NO_ROW, self._group[rows.clamp(min=0)])
+        first = torch.where(group < 0, 0, self._offsets[group.clamp(min=0)])
+        last = torch.where(group < 0, 0, self._offsets[group.clamp(min=0) + 1])
+        at = first[:, None] + torch.arange(int((last - first).max()) if len(rows) else 0, device=device)
+        inside, at = at < last[:, None], at.clamp(max=max(0, len(self._pair_cell) - 1))
+        size, start = torch.zeros(2, len(rows), cells + 1, dtype=torch.int64, device=device)  # one cell for padding
+        if at.shape[1]:
+            cell = torch.where(inside, self._pair_cell[at], cells)
+            size.scatter_(1, cell, self._pair_size[at])
+            start.scatter_(1, cell, self._pair_start[at])
+        listed = self._exclude.listed(rows)
+        ids = torch.where(listed < len(self._every), self._every[listed.clamp(max=len(self._every) - 1)], NO_ROW)
+        ids = torch.cat((ids, taken), 1)
+        skips = torch.where(ids < 0, NO_ROW, self._position[ids.clamp(min=0)])
+        return AnchorCells(self, size[:, :-1], start[:, :-1], skips)
+
+
+class AnchorCells:
+    """The rows of A anchors by cell.
+
+    Args:
+        layout: the positions of all allowed rows.
+        group_size, group_start: (A, C) rows of an anchor's group in each cell, and the position they start at.
+        skips: (A, E) further positions that may not be drawn, outside the group; −1 pads.
+
+    Attributes:
+        counts: (A, C) n_i(c).
+    """
+
+    def __init__(self, layout: CellRows, group_size: Tensor, group_start: Tensor, skips: Tensor) -> None:
+        self._layout, self._group_size, self._group_start = layout, group_size, group_start
+        self._before = group_size.cumsum(1) - group_size
+        bounds, far = layout.bounds, 2 * len(layout.order)
+        skips = torch.where(skips < 0, far, skips).sort(1).values
+        cell = torch.searchsorted(bounds, skips, right=True) - 1  # C where padded
+        skipped = group_size.new_zeros(len(skips), len(bounds)).scatter_add_(1, cell, torch.ones_like(cell))
+        self.counts = bounds.diff() - group_size - skipped[:, :-1]
+        self._first = self.counts.cumsum(1) - self.counts
+        cell = cell.clamp(max=len(bounds) - 2)
+        within = torch.where(skips > group_start.gather(1, cell), group_size.gather(1, cell), 0)
+        gaps = skips - self._before.gather(1, cell) - within - torch.arange(skips.shape[1], device=skips.device)
+        self._gaps = torch.where(skips == far, far, gaps)
+
+    def pick(self, cell: Tensor, at: Tensor) -> Tensor:
+        """The ids (A, n) of the rows numbered at (A, n), from 0 to `counts`, of cells (A, n)."""
+        place = self._first.gather(1, cell) + at
+        if self._gaps.shape[1]:
+            place = place + torch.searchsorted(self._gaps, place, right=True)
+        place = place + self._before.gather(1, cell)
+        place = place + torch.where(place >= self._group_start.gather(1, cell), self._group_size.gather(1, cell), 0)
+        return self._layout.order[place.clamp(max=len(self._layout.order) - 1)]
+
+    def cell_of(self, ids: Tensor) -> Tensor:
+        """The cell of rows ids (A, n), −1 for none."""
+        return torch.where(ids < 0, NO_ROW, self._layout.cells.assignment[ids.clamp(min=0)])

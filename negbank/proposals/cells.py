@@ -1,0 +1,50 @@
+"""First a cell, then any row of it, with a uniform floor λ:
+
+    q_i(j) = λ / |D_i| + (1 − λ) · P_i(c(j)) / n_i(c(j)),      P_i(c) ∝ n_i(c) · exp(a_i(c))
+
+n_i(c) are the rows of cell c in D_i, counted exactly (cell_rows.py), and a_i(c) ≈ log mean_{x ∈ c} exp(z_i·x / τ) what
+each of them weighs (cell_scores.py). It asks nothing of the index but its cells: no search. Rows that were never
+written have no cell and are reached by the floor alone.
+"""
+
+from __future__ import annotations
+
+from negbank.filters import Exclusions
+from negbank.proposals.cell_rows import CellRows
+from negbank.proposals.cell_scores import CellScores
+from negbank.proposals.contract import Anchors
+from negbank.proposals.head_tail import HeadTailDistribution
+from negbank.snapshot import Snapshot
+
+
+class Cells:
+    """Softmax over cells, uniform inside of one.
+
+    Args:
+        snapshot: whose cells are drawn from.
+        temperature: τ of the softmax, > 0.
+        floor: λ in (0, 1], the share of uniform draws.
+        exclude: what may not be drawn; the anchor's own row by default.
+
+    Raises:
+        ValueError: for a temperature ≤ 0 or a floor outside (0, 1].
+    """
+
+    def __init__(
+        self, snapshot: Snapshot, temperature: float = 0.07, floor: float = 0.1, *, exclude: Exclusions | None = None
+    ) -> None:
+        if not temperature > 0:
+            raise ValueError(f"temperature={temperature}: expected a value above 0")
+        if not 0 < floor <= 1:
+            raise ValueError(f"floor={floor}: expected (0, 1]; without it rows that have no cell are never reached")
+        exclude = snapshot.exclude_self if exclude is None else exclude
+        self._exclude = exclude.to(snapshot.vectors.device)
+        self._rows = CellRows(snapshot.cells, self._exclude)
+        self._scores = CellScores(snapshot.vectors, snapshot.cells)
+        self._temperature, self._floor = temperature, floor
+
+    def __call__(self, anchors: Anchors) -> HeadTailDistribution:
+        no_head = anchors.rows.new_empty(len(anchors.rows), 0)
+        cells = self._rows.of(anchors.rows, no_head)
+        logits = self._scores(anchors.queries, self._temperature)
+        return HeadTailDistribution(anchors.rows, no_head, no_head.double(), cells, logits, self._floor, self._exclude)

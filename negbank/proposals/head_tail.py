@@ -1,0 +1,127 @@
+"""The softmax over the whole bank, row by row where it is high and cell by cell where it is low:
+
+    q_i(j) = λ / |D_i| + (1 − λ) · e_i(j) / Z_i
+    e_i(j) = exp(s̃_ij / τ)                  j ∈ T_i, the top k of the index within D_i
+             exp(a_i(c(j)))                  the other indexed rows, one value for a cell (cell_scores.py)
+    Z_i    = Σ_{j ∈ T_i} exp(s̃_ij / τ) + Σ_c n_i(c) exp(a_i(c))
+
+with n_i(c) the rows of cell c in D_i outside of T_i, counted exactly (cell_rows.py). Rows never written are reached by
+the floor alone. Whether j lies in T_i is asked of the ids that the search returned, never of a score threshold.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from negbank.filters import NO_ROW, Exclusions
+from negbank.proposals.cell_rows import AnchorCells, CellRows
+from negbank.proposals.cell_scores import CellScores
+from negbank.proposals.contract import Anchors
+from negbank.random import uniforms
+from negbank.snapshot import Snapshot
+
+
+class HeadTail:
+    """Retrieved rows by their own score, all others by their cell's.
+
+    Args:
+        snapshot: whose index is searched, and whose cells are the tail.
+        k: size of T_i; smaller where exclusions or an unfinished bank leave fewer.
+        temperature: τ of the softmax, > 0.
+        floor: λ in (0, 1], the share of uniform draws.
+        exclude: what may not be drawn; the anchor's own row by default.
+
+    Raises:
+        ValueError: for a k outside 1..N−1, a temperature ≤ 0 or a floor outside (0, 1].
+    """
+
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        k: int = 64,
+        temperature: float = 0.07,
+        floor: float = 0.1,
+        *,
+        exclude: Exclusions | None = None,
+    ) -> None:
+        if not 1 <= k < len(snapshot):
+            raise ValueError(f"k={k}: expected 1..{len(snapshot) - 1}, the other rows of a bank of {len(snapshot)}")
+        if not temperature > 0:
+            raise ValueError(f"temperature={temperature}: expected a value above 0")
+        if not 0 < floor <= 1:
+            raise ValueError(f"floor={floor}: expected (0, 1]; without it rows that have no cell are never reached")
+        exclude = snapshot.exclude_self if exclude is None else exclude
+        self._exclude = exclude.to(snapshot.vectors.device)
+        self._index, self._k, self._temperature, self._floor = snapshot.index, k, temperature, floor
+        self._rows = CellRows(snapshot.cells, self._exclude)
+        self._scores = CellScores(snapshot.vectors, snapshot.cells)
+
+    def __call__(self, anchors: Anchors) -> HeadTailDistribution:
+        extra = 1 + self._exclude.listed(anchors.rows).shape[1]
+        found = self._index.search(anchors.queries, min(self._k + extra, len(self._index)))
+        allowed = self._exclude.allowed(anchors.rows, found.ids)
+        inside = allowed & (allowed.cumsum(1) <= self._k)
+        head = torch.where(inside, found.ids, NO_ROW)
+        head_logits = torch.where(inside, found.scores.double() / self._temperature, -torch.inf)
+        tail = self._rows.of(anchors.rows, head)
+        tail_logits = self._scores(anchors.queries, self._temperature)
+        return HeadTailDistribution(anchors.rows, head, head_logits, tail, tail_logits, self._floor, self._exclude)
+
+
+class HeadTailDistribution:
+    """λ / |D_i| + (1 − λ) times a softmax over head rows one by one and the other rows cell by cell.
+
+    Args:
+        rows: (A,) the anchors' own rows.
+        head, head_logits: (A, k) ids and their logits; −1 and −∞ where there is none.
+        tail, tail_logits: the rows outside the head by cell, and the logit (A, C) of a single row of each cell.
+        floor, exclude: λ and D_i.
+    """
+
+    def __init__(
+        self,
+        rows: Tensor,
+        head: Tensor,
+        head_logits: Tensor,
+        tail: AnchorCells,
+        tail_logits: Tensor,
+        floor: float,
+        exclude: Exclusions,
+    ) -> None:
+        self._rows, self._tail, self._exclude = rows, tail, exclude
+        self._head, order = head.sort(1)
+        counts = tail.counts.double()
+        logits = torch.cat((head_logits.gather(1, order), tail_logits + counts.log()), 1)
+        empty = (logits == -torch.inf).all(1)
+        self._floor = torch.where(empty, 1.0, floor).double()[:, None]
+        self._base = self._floor / exclude.count(rows)[:, None]
+        self._probs = torch.softmax(logits, 1).nan_to_num(0.0)
+        self._of_head = self._probs[:, : head.shape[1]]
+        self._of_row = self._probs[:, head.shape[1] :] / counts.clamp(min=1)
+
+    def sample(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
+        """See `ProposalDistribution.sample`."""
+        shape, device, k = (len(self._rows), n), self._rows.device, self._head.shape[1]
+        coin, point, within = uniforms((3, *shape), generator=generator, device=device)
+        below = self._exclude.uniform(self._rows, n, generator=generator)
+        cumulative = self._probs.cumsum(1)
+        at = torch.searchsorted(cumulative, point * cumulative[:, -1:], right=True)
+        at = at.clamp(max=self._probs.shape[1] - 1)
+        rounded = self._probs.gather(1, at) == 0  # a point rounded up to the last sum, one in 2^53
+        cell = (at - k).clamp(min=0)
+        drawn = self._tail.pick(cell, (within * self._tail.counts.gather(1, cell)).long())
+        if k:
+            drawn = torch.where(at < k, self._head.gather(1, at.clamp(max=k - 1)), drawn)
+        return torch.where((coin < self._floor) | rounded, below, drawn)
+
+    def log_prob(self, ids: Tensor) -> Tensor:
+        """See `ProposalDistribution.log_prob`."""
+        ids = ids.contiguous()
+        cell = self._tail.cell_of(ids)
+        own = torch.where(cell < 0, 0.0, self._of_row.gather(1, cell.clamp(min=0)))
+        if self._head.shape[1]:
+            at = torch.searchsorted(self._head, ids).clamp(max=self._head.shape[1] - 1)
+            own = torch.where(self._head.gather(1, at) == ids, self._of_head.gather(1, at), own)
+        q = self._base + (1 - self._floor) * own
+        return torch.where(self._exclude.allowed(self._rows, ids), q.log(), -torch.inf)

@@ -1,0 +1,50 @@
+"""The softmax over the whole bank, with a uniform floor λ:
+
+    q_i(j) = λ / |D_i| + (1 − λ) · exp(s̃_ij / τ) / Σ_{l ∈ D_i} exp(s̃_il / τ)
+
+s̃ are the bank's similarities, exact: what Nearest, Cells and HeadTail are shortcuts to. It costs O(N) an anchor and is
+the reference, not the product. Rows that were never written are reached by the floor alone.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from negbank.filters import Exclusions
+from negbank.index.contract import exact_scores
+from negbank.proposals.contract import Anchors
+from negbank.proposals.nearest import NearestDistribution
+from negbank.snapshot import Snapshot
+
+
+class StaleSoftmax:
+    """Full softmax over the bank, with a uniform floor.
+
+    Args:
+        snapshot: whose rows are scored.
+        temperature: τ of the softmax, > 0.
+        floor: λ in (0, 1], the share of uniform draws.
+        exclude: what may not be drawn; the anchor's own row by default.
+
+    Raises:
+        ValueError: for a temperature ≤ 0 or a floor outside (0, 1].
+    """
+
+    def __init__(
+        self, snapshot: Snapshot, temperature: float = 0.07, floor: float = 0.1, *, exclude: Exclusions | None = None
+    ) -> None:
+        if not temperature > 0:
+            raise ValueError(f"temperature={temperature}: expected a value above 0")
+        if not 0 < floor <= 1:
+            raise ValueError(f"floor={floor}: expected (0, 1]; without it rows never written are never reached")
+        self._vectors, self._temperature, self._floor = snapshot.vectors, temperature, floor
+        every = torch.arange(len(snapshot), device=snapshot.vectors.device)
+        self._written = every if snapshot.rows is None else snapshot.rows
+        self._exclude = (snapshot.exclude_self if exclude is None else exclude).to(snapshot.vectors.device)
+
+    def __call__(self, anchors: Anchors) -> NearestDistribution:
+        ids = self._written.expand(len(anchors.rows), -1)
+        scores = exact_scores(self._vectors, anchors.queries, ids).double()
+        inside = self._exclude.allowed(anchors.rows, ids)
+        logits = torch.where(inside, scores / self._temperature, -torch.inf)
+        return NearestDistribution(anchors.rows, ids, logits, self._floor, self._exclude)

@@ -1,0 +1,93 @@
+"""Fitted proposals: the estimate against the exact χ², and what a fit is worth on digits with a very stale bank."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import pytest
+import torch
+from sklearn.datasets import load_digits
+
+from negbank import Exclusions, Snapshot
+from negbank.proposals import Anchors, HeadTail, Pooled, Probe, Uniform, fit
+from negbank.proposals.adapt import log_inverse_ess
+
+TAU = 0.07
+
+
+def digits(cosine):
+    """Unit rows (1797, 32) in double precision, and a noisy copy at this mean cosine to them."""
+    x = torch.from_numpy(load_digits().data).double()
+    u, s, _ = torch.linalg.svd(x - x.mean(0), full_matrices=False)
+    fresh = torch.nn.functional.normalize(u[:, :32] * s[:32].sqrt(), dim=1)
+    noise = torch.randn(fresh.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    scale = ((1 / cosine**2 - 1) / 32) ** 0.5
+    return fresh, torch.nn.functional.normalize(fresh + scale * noise, dim=1)
+
+
+def exact(fresh, rows, log_q):
+    """π (A, N), and log Σ π² / q over all rows."""
+    pi = torch.where(log_q > -torch.inf, fresh[rows] @ fresh.T / TAU, -torch.inf).softmax(1)
+    return pi, torch.where(pi > 0, pi**2 / log_q.exp(), 0.0).sum(1).log()
+
+
+def distance(pi, q, steps):
+    """Mean total variation of independence chains to π from a uniform start, by their transition matrices."""
+    total = 0.0
+    for target, proposal in zip(pi, q):
+        weight = torch.where(target > 0, target / proposal, 0.0)
+        matrix = proposal * (weight / weight[:, None]).clamp(max=1).nan_to_num(1.0)
+        matrix.fill_diagonal_(0.0)
+        matrix += torch.diag(1 - matrix.sum(1))
+        law = (target > 0).double() / (target > 0).sum()
+        for _ in range(steps):
+            law = law @ matrix
+        total += float((law - target).abs().sum()) / 2
+    return total / len(pi)
+
+
+def test_a_probe_of_all_rows_gives_the_exact_chi_square():
+    fresh, stale = digits(0.9)
+    n, rows = len(fresh), torch.tensor([4, 900, 1500])
+    snapshot, every = Snapshot.build(stale, factory="exact"), torch.arange(n)
+    exclude = Exclusions(n, groups=every % 300)
+    anchors = Anchors(rows, snapshot.vectors[rows])
+    log_q = HeadTail(snapshot, exclude=exclude)(anchors).log_prob(every.expand(3, n))
+    density = torch.full((n,), 1 / n, dtype=torch.float64).log()
+    probe = Probe(anchors, every, density, fresh[rows] @ fresh.T)
+    torch.testing.assert_close(log_inverse_ess(log_q, probe, TAU), exact(fresh, rows, log_q)[1])
+
+
+@pytest.mark.parametrize("cosine", [0.77, 0.97])
+def test_a_fit_helps_a_stale_bank_and_spares_a_fresh_one(cosine):
+    fresh, stale = digits(cosine)
+    snapshot, generator = Snapshot.build(stale, factory="exact"), torch.Generator().manual_seed(0)
+    order = torch.randperm(len(fresh), generator=generator)
+    probed, rows = order[:64], order[64:104]
+    anchors = Anchors(probed, fresh[probed].float())
+    pool = Pooled(HeadTail(snapshot))(anchors)
+    ids = pool.sample(1024, generator=generator)
+    probe = Probe(anchors, ids, pool.log_prob(ids), fresh[probed] @ fresh[ids].T)
+    best = fit(partial(HeadTail, snapshot, 64), probe, TAU)
+    every = torch.arange(len(fresh)).expand(len(rows), -1)
+    costs = []
+    for temperature, floor in ((TAU, 0.1), best[:2]):
+        bound = HeadTail(snapshot, 64, temperature, floor)
+        log_q = bound(Anchors(rows, fresh[rows].float())).log_prob(every)
+        pi, cost = exact(fresh, rows, log_q)
+        costs.append(float(cost.mean()))
+    assert best.temperature > 1.15 * TAU if cosine < 0.9 else best.temperature <= 1.1 * TAU
+    assert costs[1] < costs[0] - 0.02
+    assert abs(math.log(best.ess) + costs[1]) < 0.3
+    assert distance(pi, log_q.exp(), 16) < (0.1 if cosine < 0.9 else 0.006)
+
+
+def test_bad_probes_are_named():
+    anchors = Anchors(torch.tensor([3]), torch.zeros(1, 2))
+    uniform = lambda temperature, floor: Uniform(exclude=Exclusions(9))  # noqa: E731
+    ids, density = torch.tensor([3, 3]), torch.zeros(2)
+    with pytest.raises(ValueError, match=r"scores \(2, 2\)"):
+        fit(uniform, Probe(anchors, ids, density, torch.zeros(2, 2)), TAU)
+    with pytest.raises(ValueError, match=r"no allowed row for anchors \[3\]"):
+        fit(uniform, Probe(anchors, ids, density, torch.zeros(1, 2)), TAU)
