@@ -4,7 +4,7 @@
 
 1797 rows, the 32 leading principal components scaled by the square roots of their singular values, normalised;
 β = 1/0.07. The bank is the truth moved by Gaussian noise to the given mean cosine. Columns R: exact total variation to
-π after R proposals from a uniform start (samplers/mixing.py), mean over anchors. ESS: effective draws per draw. sup: the
+π after R proposals from a uniform start (samplers/mixing.py), mean over anchors. ESS: effective draws a draw. sup: the
 median over anchors of sup π/q. `query`: the bank's row, known before the forward pass, or the fresh embedding.
 """
 

@@ -47,7 +47,7 @@ class Refresher:
     Args:
         bank: whose rows are frozen; in `full` mode they are rewritten first.
         every: optimiser steps between refreshes.
-        mode: "rolling" takes the rows as training wrote them, at no cost; "full" re-encodes the data set first.
+        mode: "rolling" takes the rows as training wrote them; "full" re-encodes the data set first.
         encode: rows (B,) → embeddings (B, D) of the current encoder, without gradient. "full" and drift need it.
         max_drift: refresh early when 1 − mean cosine on the probe passes it; None never does.
         check_every: steps between drift checks with `max_drift`.

@@ -170,7 +170,9 @@ class Snapshot:
         }
         vectors, rows = arrays["vectors"], arrays.get("rows")
         if "index.pt" in manifest["sha256"]:
-            index: Index = FaissIndex.restore(vectors, rows, torch.load(folder / "index.pt", weights_only=True))
+            index: Index = FaissIndex.restore(
+                vectors, rows, torch.load(folder / "index.pt", map_location="cpu", weights_only=True)
+            )
         else:
             index = ExactIndex(vectors, rows=rows)
         return cls(
@@ -214,7 +216,8 @@ def _checked_manifest(folder: Path) -> dict[str, Any]:
         manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
     except (OSError, ValueError) as error:
         raise DamagedSnapshotError(f"{folder / MANIFEST}: not readable ({error}); {remedy}") from None
-    if manifest.get("format") != FORMAT:
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or "sha256" not in manifest:
+        manifest = manifest if isinstance(manifest, dict) else {}
         raise DamagedSnapshotError(f"{folder}: format {manifest.get('format')}, this version reads {FORMAT}; {remedy}")
     for name, digest in manifest["sha256"].items():
         if not (folder / name).is_file():

@@ -27,7 +27,8 @@ class Scan(NamedTuple):
     """Where A chains over C candidates ended after R proposals.
 
     state (A,): column of the last state, `NO_STATE` where nothing was ever proposed.
-    counts (A, C): how often each column was the state after burn-in; as weights, counts / their row sum.
+    counts (A, C): how often each column was the state after burn-in; as weights, counts / their row sum. A chain whose
+    kept steps were all skipped keeps its last state.
     proposed, accepted (A, M): per chain and kernel. A first state is taken, not accepted: it counts in neither.
     """
 
@@ -96,7 +97,7 @@ def _compiled(
     accepted: np.ndarray,
 ) -> None:
     for a in range(proposals.shape[0]):
-        c = state[a]
+        c, kept = state[a], 0
         for r in range(proposals.shape[1]):
             j = proposals[a, r]
             if j == NO_STATE:
@@ -112,6 +113,9 @@ def _compiled(
                     c = j
             if r >= burn_in and c != NO_STATE:
                 counts[a, c] += 1
+                kept += 1
+        if kept == 0 and c != NO_STATE:
+            counts[a, c] = 1
         state[a] = c
 
 
@@ -134,4 +138,5 @@ def scan_reference(
         state = torch.where(accept | (valid & ~started & (w_j > -torch.inf)), j, state)
         if r >= burn_in:
             counts[every, state.clamp(min=0)] += (valid & (state != NO_STATE)).int()
+    counts[every, state.clamp(min=0)] += ((counts.sum(1) == 0) & (state != NO_STATE)).int()
     return Scan(state, counts, proposed, accepted)

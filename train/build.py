@@ -184,7 +184,7 @@ def _in_batch(config: Config, num_rows: int, device: torch.device) -> NegativeSa
 
 def _emc2(config: Config, num_rows: int, device: torch.device) -> NegativeSampler:
     options = config.negatives
-    exclude = Exclusions(num_rows)
+    exclude = Exclusions(num_rows).to(device)
     return Emc2(
         num_rows,
         temperature=config.loss.temperature,
@@ -202,7 +202,7 @@ def _emc2(config: Config, num_rows: int, device: torch.device) -> NegativeSample
 
 def _importance(config: Config, num_rows: int, device: torch.device) -> NegativeSampler:
     options = config.negatives
-    exclude = Exclusions(num_rows)
+    exclude = Exclusions(num_rows).to(device)
     return Importance(
         num_rows,
         temperature=config.loss.temperature,

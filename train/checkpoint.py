@@ -33,7 +33,8 @@ def save(folder: Path, state: dict[str, Any], snapshot: Snapshot | None) -> Path
     final = folder / f"step_{state['trainer']['step']:08d}"
     draft = folder / (final.name + ".tmp")
     try:
-        shutil.rmtree(draft, ignore_errors=True)
+        for left in (*folder.glob("*.tmp"), draft):  # of a process that was killed while it wrote
+            shutil.rmtree(left, ignore_errors=True)
         draft.mkdir(parents=True)
         torch.save(state, draft / STATE)
         if snapshot is not None:

@@ -12,7 +12,6 @@ from pathlib import Path
 # small operations then takes seconds; a short spin costs nothing measurable where none does. Read when torch loads.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
-from negbank import DamagedSnapshotError
 from train.config import ConfigError, describe, load
 
 EXAMPLES = """\
@@ -68,10 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.command == "validate":
             return _validate(options.configs)
         return _train(options, overrides) if options.command == "train" else _evaluate(options.run_dir)
-    except (ConfigError, ValueError, FileNotFoundError) as error:
-        damaged = isinstance(error, DamagedSnapshotError)
+    except (ValueError, FileNotFoundError) as error:  # ConfigError is a ValueError
         print(f"negbank: {error}", file=sys.stderr)
-        return 1 if damaged else 2
+        return 2
 
 
 def _validate(paths: list[Path]) -> int:
@@ -87,8 +85,10 @@ def _validate(paths: list[Path]) -> int:
 
 
 def _train(options: argparse.Namespace, overrides: list[str]) -> int:
-    from train import report, run  # torch, faiss and matplotlib load only when there is something to do
+    from negbank import DamagedSnapshotError  # torch, faiss and matplotlib load only when there is something to do
+    from train import report, run
     from train.checkpoint import CheckpointError
+    from train.data.sources import DownloadError
     from train.trainer import NonFiniteError
 
     try:
@@ -113,7 +113,7 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> int:
     except run.Stopped as stopped:
         print(f"negbank: {stopped}", file=sys.stderr)
         return stopped.exit_code
-    except (run.RunError, CheckpointError, NonFiniteError, OSError) as error:
+    except (run.RunError, CheckpointError, DamagedSnapshotError, DownloadError, NonFiniteError, OSError) as error:
         print(f"negbank: {error}", file=sys.stderr)
         return 1
     print(report.table(summary))
@@ -122,12 +122,13 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _evaluate(folder: Path) -> int:
+    from negbank import DamagedSnapshotError
     from train import report, run
     from train.checkpoint import CheckpointError
 
     try:
         print(report.table(run.evaluate(folder)))
-    except (run.RunError, CheckpointError) as error:
+    except (run.RunError, CheckpointError, DamagedSnapshotError) as error:
         print(f"negbank: {error}", file=sys.stderr)
         return 1
     return 0

@@ -235,6 +235,14 @@ def _impossible(config: Config) -> list[str]:
         value = getattr(config.data.augment, name)
         if value is not None and (len(value) != length or min(value) < 0):
             problems.append(f"data.augment.{name}: {value}, expected {length} values of at least 0")
+    scale, jitter = config.data.augment.scale, config.data.augment.jitter
+    if scale is not None and len(scale) == 2 and not 0 < scale[0] <= scale[1] <= 1:
+        problems.append(f"data.augment.scale: {scale}, expected 0 < min ≤ max ≤ 1")
+    if jitter is not None and len(jitter) == 4 and jitter[3] > 0.5:
+        problems.append(f"data.augment.jitter: hue {jitter[3]}, expected at most 0.5 turns")
+    betas = getattr(config.optim, "betas", [0.9, 0.999])
+    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+        problems.append(f"optim.betas: {betas}, expected two values in [0, 1)")
     if getattr(config.encoder, "norm", "none") == "batch" and config.batches.batch_size < 4:
         problems.append(
             f"batches.batch_size: {config.batches.batch_size} is too small for encoder.norm=batch; use group"

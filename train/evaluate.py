@@ -26,6 +26,10 @@ from train.measures import (
 
 VIEW_SEED = 20_240_415
 """Of the two fixed views of every row, the same for all runs."""
+RETRIEVED = (1, 5)
+"""The k of view retrieval."""
+PIXELS = 32
+"""Side that images are shrunk to, at most, for the kNN of raw pixels."""
 
 
 class Evaluator:
@@ -55,10 +59,14 @@ class Evaluator:
         self._inference, self._splits, self._augment = inference, splits, augment
         self._temperature, self._k = temperature, knn_k
         order = torch.randperm(len(splits.train), generator=torch.Generator().manual_seed(VIEW_SEED))
-        self._rows, self._global_rows = order[:max_rows].sort().values, order[:global_rows].sort().values
-        self._labelled = splits.train.labels is not None and splits.test.labels is not None
+        self._global_rows = order[:global_rows].sort().values
+        if len(self._global_rows) <= max(RETRIEVED):
+            raise ValueError(f"eval.global_rows={global_rows}: {len(self._global_rows)} rows are too few; use more")
+        self._rows = order[_labels(splits.train)[order] >= 0][:max_rows].sort().values
+        self._test_rows = (_labels(splits.test) >= 0).nonzero().flatten()
+        self._labelled = len(self._rows) > 0 and len(self._test_rows) > 0
         if self._labelled and knn_k > len(self._rows):
-            raise ValueError(f"eval.knn_k={knn_k}: there are {len(self._rows)} training rows; lower it")
+            raise ValueError(f"eval.knn_k={knn_k}: there are {len(self._rows)} labelled training rows; lower it")
 
     def quick(self) -> dict[str, float]:
         """kNN accuracy and the collapse alarms: cheap enough to repeat during training."""
@@ -71,7 +79,7 @@ class Evaluator:
     def full(self) -> dict[str, float]:
         """Everything, the linear probe included."""
         first, second = self._views()
-        retrieval = view_retrieval(first, second)
+        retrieval = view_retrieval(first, second, ks=RETRIEVED)
         result = {
             "view_retrieval_at_1": retrieval[1],
             "view_retrieval_at_5": retrieval[5],
@@ -83,15 +91,15 @@ class Evaluator:
         if self._labelled:
             train, test = self._features()
             result["knn_accuracy"] = self._knn(train, test)
-            result["linear_probe_accuracy"] = linear_probe_accuracy(train, self._labels(), test, self._test_labels())
+            result["linear_probe_accuracy"] = linear_probe_accuracy(train, *self._labels(train, test))
         return result
 
     def pixels(self) -> dict[str, float]:
         """kNN accuracy of the raw pixels, the bar that an encoder has to clear."""
         if not self._labelled:
             return {}
-        train, test = self._splits.train.read(self._rows), self._splits.test.read(torch.arange(len(self._splits.test)))
-        return {"pixel_knn_accuracy": self._knn(train.flatten(1).float(), test.flatten(1).float())}
+        train, test = _pixels(self._splits.train, self._rows), _pixels(self._splits.test, self._test_rows)
+        return {"pixel_knn_accuracy": self._knn(train, test)}
 
     def _views(self) -> tuple[Tensor, Tensor]:
         generator = torch.Generator().manual_seed(VIEW_SEED)
@@ -101,20 +109,29 @@ class Evaluator:
         return first, self._inference.run(embedder, images, self._global_rows, view)
 
     def _features(self) -> tuple[Tensor, Tensor]:
-        test = torch.arange(len(self._splits.test))
         train = self._inference.features(self._splits.train, self._rows)
-        return train, self._inference.features(self._splits.test, test)
+        return train, self._inference.features(self._splits.test, self._test_rows)
 
-    def _labels(self) -> Tensor:
-        return _labels(self._splits.train)[self._rows]
-
-    def _test_labels(self) -> Tensor:
-        return _labels(self._splits.test)
+    def _labels(self, train: Tensor, test: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Training labels, test features, test labels: what follows training features in a measure's arguments."""
+        mine, theirs = _labels(self._splits.train)[self._rows], _labels(self._splits.test)[self._test_rows]
+        return mine.to(train.device), test, theirs.to(test.device)
 
     def _knn(self, train: Tensor, test: Tensor) -> float:
-        return knn_accuracy(train, self._labels(), test, self._test_labels(), k=self._k)
+        return knn_accuracy(train, *self._labels(train, test), k=self._k)
 
 
 def _labels(images: Images) -> Tensor:
-    assert images.labels is not None
-    return images.labels
+    """Labels (N,), −1 for a row without one."""
+    return torch.full((len(images),), -1) if images.labels is None else images.labels
+
+
+def _pixels(images: Images, rows: Tensor) -> Tensor:
+    """Raw pixels of rows (B,) as features (B, F), of images shrunk to at most `PIXELS` a side."""
+    parts = []
+    for part in rows.split(500):
+        pixels = images.read(part).float()
+        if pixels.shape[-1] > PIXELS:
+            pixels = torch.nn.functional.interpolate(pixels, (PIXELS, PIXELS), mode="area")
+        parts.append(pixels.flatten(1))
+    return torch.cat(parts)

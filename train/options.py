@@ -223,7 +223,7 @@ class SgdOptim:
     type: str = "sgd"
     lr: float = option(0.06, "peak learning rate", above=0)
     weight_decay: float = option(5e-4, "of weights, not of biases and norms", low=0)
-    momentum: float = option(0.9, "momentum", low=0, high=1)
+    momentum: float = option(0.9, "momentum", low=0, high=0.999)
     warmup: int = option(0, "steps of linear warm-up", low=0)
 
 
@@ -241,7 +241,7 @@ class Evaluation:
     every: int = option(500, "steps between kNN evaluations during the run", low=1)
     knn_k: int = option(20, "neighbours of the weighted kNN", low=1)
     max_rows: int = option(50_000, "training rows used for kNN and the linear probe, a fixed random subset", low=2)
-    global_rows: int = option(10_000, "training rows of the global loss and view retrieval", low=2)
+    global_rows: int = option(10_000, "training rows of the global loss and view retrieval", low=6)
 
 
 @dataclass

@@ -10,17 +10,19 @@ summary.json, summary.png
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
 import yaml
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
@@ -33,6 +35,7 @@ from train.data.images import Splits
 from train.options import Config
 
 CONFIG, METRICS, CHECKPOINTS = "config.yaml", "metrics.jsonl", "checkpoints"
+OUTPUTS = (CONFIG, METRICS, CHECKPOINTS, "tensorboard", "summary.json", "summary.png")
 MAY_DIFFER = ("run.dir", "run.checkpoint_every")
 """Keys in which a resumed run may differ from its checkpoint."""
 
@@ -60,17 +63,19 @@ def start(
         Stopped: after a signal, once the checkpoint is written.
     """
     folder = Path(config.run.dir)
-    if (folder / CONFIG).exists() and not overwrite:
+    found = [name for name in OUTPUTS if (folder / name).exists()]
+    if found and not overwrite:
         raise RunError(
-            f"run.dir={folder} holds a run already; resume it with `negbank train --resume {folder}`, "
-            f"replace it with --overwrite, or choose another run.dir"
+            f"run.dir={folder} holds a run already ({', '.join(found)}); resume it with "
+            f"`negbank train --resume {folder}`, replace it with --overwrite, or choose another run.dir"
         )
     assembly = build(config, embedder=embedder, splits=splits)
     _claim(folder, assembly)
-    for name in (CHECKPOINTS, "tensorboard"):
-        shutil.rmtree(folder / name, ignore_errors=True)
-    for name in (METRICS, "summary.json", "summary.png"):
-        (folder / name).unlink(missing_ok=True)
+    for name in found:
+        if (folder / name).is_dir():
+            shutil.rmtree(folder / name)
+        else:
+            (folder / name).unlink()
     _write(folder / CONFIG, yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True))
     return _Run(folder, assembly).run()
 
@@ -85,7 +90,9 @@ def resume(folder: Path, *, embedder: nn.Module | None = None, splits: Splits | 
     assembly = build(read_config(folder), embedder=embedder, splits=splits)
     _claim(folder, assembly)
     run = _Run(folder, assembly)
-    run.restore()
+    offset = run.restore() or 0
+    if (folder / METRICS).exists():  # rows after the checkpoint are written again
+        os.truncate(folder / METRICS, offset)
     return run.run()
 
 
@@ -96,7 +103,7 @@ def evaluate(folder: Path) -> dict[str, float]:
         RunError: when there is no run or no checkpoint in `folder`.
     """
     run = _Run(folder, build(read_config(folder)))
-    if not run.restore():
+    if run.restore() is None:
         raise RunError(f"{folder}: no checkpoint yet; let the run reach run.checkpoint_every steps first")
     return {**run.kept, **run.assembly.evaluator.full(), "steps": run.trainer.step_number}
 
@@ -119,15 +126,18 @@ class _Run:
 
     def __init__(self, folder: Path, assembly: Assembly) -> None:
         self.folder, self.assembly, self.trainer = folder, assembly, assembly.trainer
+        torch.manual_seed(assembly.config.run.seed)  # for layers that know no generator, such as dropout
         self.kept: dict[str, float] = {}  # measured once, before the first step
         self.seconds = 0.0
         self._asked: int | None = None
+        self._done = False
 
     def run(self) -> dict[str, Any]:
         options, trainer, total = self.assembly.config.run, self.trainer, self.assembly.steps
         started = time.perf_counter() - self.seconds
-        self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=trainer.step_number)
+        self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=trainer.step_number + 1)
         with (
+            closing(self._board),
             (self.folder / METRICS).open("a") as self._metrics,
             self._signals(),
             tqdm(
@@ -160,27 +170,27 @@ class _Run:
                     raise Stopped(self._asked, step)
                 if step % options.checkpoint_every == 0 or step == total:
                     self._checkpoint()
+            self._done = True
             final = self.assembly.evaluator.full()
             self._log(report.EVALUATION, final)
-        self._board.close()
         self.seconds = time.perf_counter() - started
         return self._finish(final)
 
-    def restore(self) -> bool:
-        """Take up the newest checkpoint, if there is one."""
+    def restore(self) -> int | None:
+        """Take up the newest checkpoint; the bytes of metrics.jsonl it knew, or None when there is none."""
         found = checkpoint.load(self.folder / CHECKPOINTS, device=self.assembly.device)
-        offset = 0
-        if found is not None:
-            state, snapshot = found
-            _require_same(to_dict(self.assembly.config), state["config"], self.folder)
-            self.trainer.load_state_dict(state["trainer"], snapshot)
-            self.kept, self.seconds, offset = state["kept"], state["seconds"], state["metrics_bytes"]
-        if (self.folder / METRICS).exists():  # rows after the checkpoint are written again
-            os.truncate(self.folder / METRICS, offset)
-        return found is not None
+        if found is None:
+            return None
+        state, snapshot = found
+        _require_same(to_dict(self.assembly.config), state["config"], self.folder)
+        self.trainer.load_state_dict(state["trainer"], snapshot)
+        torch.set_rng_state(state["random"])
+        self.kept, self.seconds = state["kept"], state["seconds"]
+        return int(state["metrics_bytes"])
 
     def _refresh(self) -> None:
-        found = self.trainer.refresh()
+        with self._named():
+            found = self.trainer.refresh()
         if found is None:
             return
         self._log(report.REFRESH, found._asdict())
@@ -188,27 +198,45 @@ class _Run:
             tqdm.write(f"index: {self.trainer.refresher.snapshot.index.report}")
 
     def _evaluate(self, prefix: str = "") -> None:
-        found = self.assembly.evaluator.quick()
+        with self._named():
+            found = self.assembly.evaluator.quick()
         if prefix and "knn_accuracy" in found:
             self.kept[prefix + "knn_accuracy"] = found["knn_accuracy"]
         self._log(report.EVALUATION, found)
         shown = ", ".join(f"{name} {value:.4f}" for name, value in found.items())
         tqdm.write(f"step {self.trainer.step_number}: {shown}")
 
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """A ValueError of a refresh or an evaluation, such as an embedding that is not finite, gets its step."""
+        try:
+            yield
+        except ValueError as error:
+            raise RunError(f"step {self.trainer.step_number}: {error}") from error
+
     def _log(self, event: str, values: dict[str, Any]) -> None:
-        row = {"event": event, **values, "step": self.trainer.step_number}
-        self._metrics.write(json.dumps(row) + "\n")
+        row = {
+            "event": event,
+            **{k: v if _finite(v) else None for k, v in values.items()},
+            "step": self.trainer.step_number,
+        }
+        self._metrics.write(json.dumps(row, allow_nan=False) + "\n")
         for key, value in values.items():
-            if isinstance(value, int | float):
+            if isinstance(value, int | float) and _finite(value):
                 self._board.add_scalar(f"{event}/{key}", value, self.trainer.step_number)
 
     def _checkpoint(self) -> None:
-        self._metrics.flush()
-        os.fsync(self._metrics.fileno())
+        try:
+            self._metrics.flush()
+            os.fsync(self._metrics.fileno())
+        except OSError as error:
+            raise RunError(f"{self.folder / METRICS}: not written ({error}); free some space, then resume") from error
+        self._board.flush()
         refresher = self.trainer.refresher
         state = {
             "config": to_dict(self.assembly.config),
             "trainer": self.trainer.state_dict(),
+            "random": torch.get_rng_state(),
             "kept": self.kept,
             "seconds": self.seconds,
             "metrics_bytes": self._metrics.tell(),
@@ -239,6 +267,8 @@ class _Run:
             if self._asked is not None and number == signal.SIGINT:
                 raise KeyboardInterrupt
             self._asked = number
+            if self._done:  # in the last evaluation: the last checkpoint is written
+                raise Stopped(number, self.trainer.step_number)
 
         try:
             before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -250,6 +280,10 @@ class _Run:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def _finite(value: Any) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _postfix(metrics: dict[str, float]) -> dict[str, str]:

@@ -97,7 +97,7 @@ class Trainer:
         """One optimisation step; its metrics.
 
         Raises:
-            NonFiniteError: before anything is changed by a loss or embedding that is not finite.
+            NonFiniteError: before anything is changed by a loss, embedding or gradient that is not finite.
         """
         with self._timed("data"):
             rows = torch.tensor(next(self._stream), device=self.device)
@@ -121,6 +121,8 @@ class Trainer:
         with self._timed("backward"):
             self.optimiser.zero_grad(set_to_none=True)
             loss.backward()
+            gradients = [p.grad for p in self.embedder.parameters() if p.grad is not None]
+            self._require_finite(nn.utils.get_total_norm(gradients)[None, None], rows, "gradient")
         with self._timed("optimiser"):
             factor = self.schedule(self.step_number)
             for group, peak in zip(self.optimiser.param_groups, self.peaks):

@@ -108,8 +108,7 @@ class FaissIndex:
                 recall = self._tune(queries, truth, target_recall)
             if imbalance is None:
                 start = "none"
-            if vectors.is_cuda:
-                self._index = _to_gpu(self._index, vectors.device)
+            self._index = _to_gpu(self._index, vectors.device)
         built = time.perf_counter() - started
         started = time.perf_counter()
         self._nearest(queries, k)
@@ -149,8 +148,11 @@ class FaissIndex:
     def _nearest(self, queries: Tensor, k: int) -> Tensor:
         """Positions among the searched rows (B, k), −1 where the index found fewer."""
         if self._index is None:
-            if queries.is_cuda:
-                return _knn_gpu(queries, self._searched, k)
+            if queries.is_cuda:  # whose kernels end at k = 2048
+                wide = k > 2048
+                return (
+                    ExactIndex(self._searched).search(queries, k).ids if wide else _knn_gpu(queries, self._searched, k)
+                )
             _, ids = faiss.knn(queries.numpy(), self._searched.numpy(), k, metric=faiss.METRIC_INNER_PRODUCT)
             return torch.from_numpy(ids)
         _, ids = self._index.search(queries.cpu().numpy(), k)
@@ -226,9 +228,9 @@ class FaissIndex:
         """What `FaissIndex.restore` needs beside the vectors: plain values, and the index as bytes (uint8) or None."""
         index = self._index
         if index is not None:
-            index = faiss.index_gpu_to_cpu(index) if self.vectors.is_cuda else index
-            index = torch.from_numpy(faiss.serialize_index(index))
-        cells = self.cells and list(self.cells)
+            on_gpu = self.vectors.is_cuda and isinstance(faiss.downcast_index(index), faiss.GpuIndex)
+            index = torch.from_numpy(faiss.serialize_index(faiss.index_gpu_to_cpu(index) if on_gpu else index))
+        cells = self.cells and [t.cpu() for t in self.cells]
         return {"bytes": index, "effort": self._effort, "report": list(self.report), "cells": cells}
 
     @classmethod
@@ -241,9 +243,7 @@ class FaissIndex:
         self.cells = state["cells"] and Cells(*(t.to(vectors.device) for t in state["cells"]))
         self._index = None
         if state["bytes"] is not None:
-            self._index = faiss.deserialize_index(state["bytes"].numpy())
-            if vectors.is_cuda:
-                self._index = _to_gpu(self._index, vectors.device)
+            self._index = _to_gpu(faiss.deserialize_index(state["bytes"].numpy()), vectors.device)
         return self
 
 
@@ -271,7 +271,7 @@ def kmeans_cells(vectors: Tensor, rows: Tensor | None, lists: int, seed: int = 0
     clustering = faiss.Clustering(vectors.shape[1], lists)
     clustering.spherical, clustering.seed, clustering.min_points_per_centroid = True, seed + 1, 1
     quantizer = faiss.IndexFlatIP(vectors.shape[1])
-    clustering.train(searched.cpu().numpy(), _to_gpu(quantizer, vectors.device) if vectors.is_cuda else quantizer)
+    clustering.train(searched.cpu().numpy(), _to_gpu(quantizer, vectors.device))
     flat = faiss.vector_to_array(clustering.centroids).reshape(lists, vectors.shape[1])
     centroids = torch.from_numpy(flat).to(vectors.device)
     if vectors.is_cuda:
@@ -301,7 +301,13 @@ def _resources(device: torch.device) -> Any:
 
 
 def _to_gpu(index: Any, device: torch.device) -> Any:
-    return faiss.index_cpu_to_gpu(_resources(device), device.index or 0, index)
+    """The index on a CUDA device; as it is on the CPU, and where Faiss has no GPU form of it (HNSW, for one)."""
+    if device.type != "cuda":
+        return index
+    try:
+        return faiss.index_cpu_to_gpu(_resources(device), device.index or 0, index)
+    except RuntimeError:
+        return index
 
 
 def _knn_gpu(queries: Tensor, rows: Tensor, k: int) -> Tensor:

@@ -13,7 +13,7 @@ from negbank.proposals.head_tail import HeadTail
 from negbank.proposals.in_batch import InBatch
 from negbank.proposals.mixture import Mixture
 from negbank.proposals.nearest import Nearest
-from negbank.proposals.pooled import Pooled
+from negbank.proposals.pooled import Pooled, PooledDistribution
 from negbank.proposals.stale_softmax import StaleSoftmax
 from negbank.proposals.uniform import Uniform
 
@@ -26,6 +26,7 @@ __all__ = [
     "Mixture",
     "Nearest",
     "Pooled",
+    "PooledDistribution",
     "Probe",
     "Proposal",
     "ProposalDistribution",

@@ -22,7 +22,9 @@ class CellScores:
 
     def __init__(self, vectors: Tensor, cells: Cells) -> None:
         rows = (cells.assignment >= 0).nonzero().flatten()
-        sums = torch.zeros_like(cells.centroids).index_add_(0, cells.assignment[rows], vectors[rows])
+        sums = vectors.new_zeros(len(cells.sizes), vectors.shape[1]).index_add_(
+            0, cells.assignment[rows], vectors[rows]
+        )
         self._means = sums / cells.sizes.clamp(min=1)[:, None]
         self._spread = (1 - self._means.square().sum(1)).clamp(min=0).double() / vectors.shape[1]
 

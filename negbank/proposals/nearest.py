@@ -47,10 +47,10 @@ class Nearest:
         if not 0 < floor <= 1:
             raise ValueError(f"floor={floor}: expected (0, 1]; without it rows outside the top k are never reached")
         self._index, self._k, self._temperature, self._floor = snapshot.index, k, temperature, floor
-        self._exclude = snapshot.exclude_self if exclude is None else exclude
+        self._exclude = (snapshot.exclude_self if exclude is None else exclude).to(snapshot.vectors.device)
 
     def __call__(self, anchors: Anchors) -> NearestDistribution:
-        exclude = self._exclude.to(anchors.rows.device)
+        exclude = self._exclude
         extra = 1 + exclude.listed(anchors.rows).shape[1]
         found = self._index.search(anchors.queries, min(self._k + extra, len(self._index)))
         allowed = exclude.allowed(anchors.rows, found.ids)

@@ -52,7 +52,7 @@ class PooledDistribution:
     def sample(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
         """n rows for all anchors together: (n,) ids, each of law q̄, each in the D_a of some anchor a."""
         drawn = self._each.sample(-(-n // self._anchors), generator=generator)
-        order = torch.randperm(self._anchors, generator=generator, device=drawn.device)
+        order = torch.randperm(self._anchors, generator=generator).to(drawn.device)
         return drawn[order].T.flatten()[:n]
 
     def log_prob(self, ids: Tensor) -> Tensor:

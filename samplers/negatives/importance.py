@@ -11,16 +11,18 @@ the positive to the denominator, as InfoNCE does.
     own draws    n_i(j) = M q_i(j)
     pool         n(j)   = M q̄(j),  q̄(j) = (1/B) Σ_b q_b(j): M draws for the whole batch, from the mean proposal of its
                           rows. Every anchor uses all of them, so a drawn row costs one encoding and serves 2B anchors.
-    + batch      n(j)   = M q̄(j) + V(B − 1)/(N − 1): the batch's other rows are uniform draws of D_i, seen V times each.
+    + batch      n(j)   = M q̄(j) + V(B − 1)/(N − 1): the batch's other rows are uniform draws of D_i, each V times.
                           This is the balance heuristic of multiple importance sampling (Veach & Guibas 1995, eq. 14).
 
-The bank chooses (q), fresh scores weigh (s). Draws are stratified over the rows of the batch, which changes no
-expectation. A draw of the anchor's own row, which a pool may hold, counts in M and has weight 0.
+Z_i is unbiased for own draws, with or without the batch, and for the pool alone. For the pool with the batch it is so
+up to terms of order 1/B: q̄ is the mean over the batch's own rows, and so knows which rows are in it.
+
+The bank chooses (q), fresh scores weigh (s). A draw of the anchor's own row, which a pool may hold, counts in M and has
+weight 0.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -28,7 +30,7 @@ import torch
 from torch import Tensor
 
 from negbank.filters import Exclusions
-from negbank.proposals import Anchors, Proposal, ProposalDistribution, Uniform
+from negbank.proposals import Anchors, Pooled, PooledDistribution, Proposal, ProposalDistribution, Uniform
 from negbank.snapshot import Snapshot
 from samplers.negatives.contract import EncodedBatch, Info, Negatives
 
@@ -36,7 +38,7 @@ from samplers.negatives.contract import EncodedBatch, Info, Negatives
 class _Drawn(NamedTuple):
     rows: Tensor  # (B,)
     ids: Tensor  # (B, n) own draws, or (1, M) the pool
-    distribution: ProposalDistribution  # of the B rows
+    distribution: ProposalDistribution | PooledDistribution  # of the B rows one by one, or of all together
 
 
 class Importance:
@@ -91,13 +93,11 @@ class Importance:
         queries = rows.new_zeros(len(rows), 1, dtype=torch.float32)
         if self._snapshot is not None:
             queries = self._snapshot.vectors[rows]
-        distribution = self._proposal(Anchors(rows, queries))
-        ids = distribution.sample(
-            math.ceil(self._draws / len(rows)) if self._pool else self._draws, generator=self._generator
-        )
-        if self._pool:  # M of the B·⌈M/B⌉ stratified draws
-            kept = torch.randperm(ids.numel(), generator=self._generator)[: self._draws]
-            ids = ids.flatten()[kept.to(ids.device)][None]
+        anchors = Anchors(rows, queries)
+        distribution: ProposalDistribution | PooledDistribution
+        distribution = Pooled(self._proposal)(anchors) if self._pool else self._proposal(anchors)
+        ids = distribution.sample(self._draws, generator=self._generator)
+        ids = ids[None] if self._pool else ids
         self._drawn = _Drawn(rows, ids, distribution)
         wanted = ids.unique()
         return wanted[~torch.isin(wanted, rows)]
@@ -133,13 +133,12 @@ class Importance:
         """
         ids, count = batch.candidate_rows, len(drawn.rows)
         distinct, column, repeats = ids.unique(return_inverse=True, return_counts=True)
-        log_q = drawn.distribution.log_prob(distinct.expand(count, -1))
+        each = distinct.expand(count, -1)
+        outside = ~self._exclude.to(ids.device).allowed(batch.rows, each)
+        log_q = drawn.distribution.log_prob(distinct)[None] if self._pool else drawn.distribution.log_prob(each)
         at = torch.searchsorted(distinct, drawn.ids.contiguous())
         times = torch.zeros(len(drawn.ids), len(distinct), dtype=torch.float64, device=ids.device)
         times = times.scatter_add_(1, at, torch.ones_like(at, dtype=torch.float64)) / repeats
-        outside = log_q == -torch.inf
-        if self._pool:
-            log_q = log_q.logsumexp(0, keepdim=True) - math.log(count)
         expected = self._draws * log_q.exp()
         times = times[:, column]
         if self.in_batch:

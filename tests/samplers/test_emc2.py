@@ -135,6 +135,14 @@ def test_drawn_rows_are_distinct_further_and_hold_every_carried_state(data):
         assert torch.isin(made.chains[rows], encoded).all()
 
 
+def test_every_anchor_keeps_a_state_in_the_smallest_batch(data):
+    z, snapshot = data
+    made = sampler(snapshot, proposals="in_batch", burn_in=0.5)
+    for rows in torch.randperm(N, generator=torch.Generator().manual_seed(2)).split(2):
+        weights = visit(made, z, rows)[1].weights
+        torch.testing.assert_close(weights.sum(1), torch.ones(4))
+
+
 def test_a_first_visit_takes_its_first_proposal_and_keeps_as_many_states_as_any_other(data):
     z, snapshot = data
     made = sampler(snapshot, proposals="index", draws=4, burn_in=0.5)

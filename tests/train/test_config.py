@@ -103,6 +103,9 @@ def test_types_share_what_they_share():
         ({"run": {"steps": 10}, "optim": {"warmup": 10}}, "make it shorter"),
         ({**MINIMAL, "data": {"type": "image_folder"}}, "data.root"),
         ({**MINIMAL, "data": {"augment": {"scale": [0.1]}}}, "data.augment.scale: \\[0.1\\], expected 2 values"),
+        ({**MINIMAL, "data": {"augment": {"scale": [0.9, 0.2]}}}, "data.augment.scale: .*min ≤ max"),
+        ({**MINIMAL, "data": {"augment": {"jitter": [0.4, 0.4, 0.4, 0.9]}}}, "data.augment.jitter: hue 0.9"),
+        ({**MINIMAL, "optim": {"betas": [0.9]}}, "optim.betas: .*two values"),
         ({**MINIMAL, "batches": {"batch_size": 2}}, "too small for encoder.norm=batch"),
     ],
 )

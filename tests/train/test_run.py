@@ -250,3 +250,24 @@ def test_a_damaged_checkpoint_names_the_remedy(tmp_path):
     state.write_bytes(state.read_bytes()[:1000])
     with pytest.raises(checkpoint.CheckpointError, match=r"remove .*step_00000008 to resume"):
         resume(tmp_path / "run")
+
+
+def test_eval_changes_nothing_in_the_run_directory(tmp_path):
+    start(in_process(tmp_path))
+    before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    evaluate(tmp_path / "run")
+    assert {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()} == before
+
+
+def test_files_of_others_are_not_taken_for_a_new_run(tmp_path):
+    kept = tmp_path / "run" / "checkpoints" / "mine.txt"
+    kept.parent.mkdir(parents=True)
+    kept.write_text("mine")
+    with pytest.raises(RunError, match=r"holds a run already \(checkpoints\)"):
+        start(in_process(tmp_path))
+    assert kept.read_text() == "mine"
+
+
+def test_metrics_are_strict_json(uninterrupted):
+    for line in (uninterrupted / "metrics.jsonl").read_text().splitlines():
+        json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))

@@ -91,7 +91,7 @@ def test_a_step_is_a_gradient_step_on_the_textbook_loss():
         torch.testing.assert_close(mine, theirs, atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("what", ["embedding", "loss"])
+@pytest.mark.parametrize("what", ["embedding", "loss", "gradient"])
 def test_what_is_not_finite_stops_before_the_optimiser_and_is_named(what, monkeypatch):
     trainer = make()
     for _ in range(3):
@@ -100,6 +100,8 @@ def test_what_is_not_finite_stops_before_the_optimiser_and_is_named(what, monkey
         forward = trainer.embedder.forward
         poison = lambda x: forward(x).index_fill(0, torch.tensor([4]), torch.nan)  # noqa: E731
         trainer.embedder.forward = poison
+    elif what == "gradient":
+        trainer.embedder.layer.weight.register_hook(lambda gradient: gradient * torch.nan)
     else:
         monkeypatch.setattr("train.trainer.surrogate", lambda *a, **k: losses.surrogate(*a, **k) * torch.inf)
     before = [p.detach().clone() for p in trainer.embedder.parameters()]

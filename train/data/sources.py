@@ -22,6 +22,10 @@ _FIXED_HOLDOUT = 0.2
 _RESIZE_ROWS = 4096
 
 
+class DownloadError(RuntimeError):
+    """A data set that is not there and could not be fetched."""
+
+
 class Request(NamedTuple):
     """The arguments of ``load`` after the name; see there."""
 
@@ -132,7 +136,7 @@ def _download(kind: str, root: Path | None, **part: Any) -> Any:
     try:
         return getattr(datasets, kind)(root, download=True, **part)
     except (OSError, RuntimeError, EOFError, HTTPException, tarfile.TarError) as error:
-        raise RuntimeError(
+        raise DownloadError(
             f"{kind} is not complete in root={str(root)!r} and could not be downloaded "
             f"({type(error).__name__}: {error}); connect to the network, or put the files that "
             f"torchvision.datasets.{kind} expects into root"
