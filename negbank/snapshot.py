@@ -213,12 +213,13 @@ def sync(path: Path) -> None:
 def _checked_manifest(folder: Path) -> dict[str, Any]:
     remedy = "rebuild it from the embeddings; a damaged index would return wrong rows without a word"
     try:
-        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
-    except (OSError, ValueError) as error:
+        manifest: dict[str, Any] = dict(json.loads((folder / MANIFEST).read_text()))
+    except (OSError, TypeError, ValueError) as error:
         raise DamagedSnapshotError(f"{folder / MANIFEST}: not readable ({error}); {remedy}") from None
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or "sha256" not in manifest:
-        manifest = manifest if isinstance(manifest, dict) else {}
+    if manifest.get("format") != FORMAT:
         raise DamagedSnapshotError(f"{folder}: format {manifest.get('format')}, this version reads {FORMAT}; {remedy}")
+    if "sha256" not in manifest:
+        raise DamagedSnapshotError(f"{folder / MANIFEST}: holds no checksums; {remedy}")
     for name, digest in manifest["sha256"].items():
         if not (folder / name).is_file():
             raise DamagedSnapshotError(f"{folder / name}: missing; {remedy}")

@@ -12,7 +12,7 @@ from __future__ import annotations
 from negbank.filters import Exclusions
 from negbank.proposals.cell_rows import CellRows
 from negbank.proposals.cell_scores import CellScores
-from negbank.proposals.contract import Anchors
+from negbank.proposals.contract import Anchors, check_softmax
 from negbank.proposals.head_tail import HeadTailDistribution
 from negbank.snapshot import Snapshot
 
@@ -33,10 +33,7 @@ class Cells:
     def __init__(
         self, snapshot: Snapshot, temperature: float = 0.07, floor: float = 0.1, *, exclude: Exclusions | None = None
     ) -> None:
-        if not temperature > 0:
-            raise ValueError(f"temperature={temperature}: expected a value above 0")
-        if not 0 < floor <= 1:
-            raise ValueError(f"floor={floor}: expected (0, 1]; without it rows that have no cell are never reached")
+        check_softmax(temperature, floor, unreached="that have no cell")
         exclude = snapshot.exclude_self if exclude is None else exclude
         self._exclude = exclude.to(snapshot.vectors.device)
         self._rows = CellRows(snapshot.cells, self._exclude)

@@ -17,7 +17,7 @@ from torch import Tensor
 from negbank.filters import NO_ROW, Exclusions
 from negbank.proposals.cell_rows import AnchorCells, CellRows
 from negbank.proposals.cell_scores import CellScores
-from negbank.proposals.contract import Anchors
+from negbank.proposals.contract import Anchors, check_head, check_softmax
 from negbank.random import uniforms
 from negbank.snapshot import Snapshot
 
@@ -45,12 +45,8 @@ class HeadTail:
         *,
         exclude: Exclusions | None = None,
     ) -> None:
-        if not 1 <= k < len(snapshot):
-            raise ValueError(f"k={k}: expected 1..{len(snapshot) - 1}, the other rows of a bank of {len(snapshot)}")
-        if not temperature > 0:
-            raise ValueError(f"temperature={temperature}: expected a value above 0")
-        if not 0 < floor <= 1:
-            raise ValueError(f"floor={floor}: expected (0, 1]; without it rows that have no cell are never reached")
+        check_head(k, len(snapshot))
+        check_softmax(temperature, floor, unreached="that have no cell")
         exclude = snapshot.exclude_self if exclude is None else exclude
         self._exclude = exclude.to(snapshot.vectors.device)
         self._index, self._k, self._temperature, self._floor = snapshot.index, k, temperature, floor

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from negbank.filters import Exclusions
-from negbank.proposals.contract import Anchors
+from negbank.proposals.contract import Anchors, check_head, check_softmax
 from negbank.random import uniforms
 from negbank.snapshot import Snapshot
 
@@ -40,12 +40,8 @@ class Nearest:
         *,
         exclude: Exclusions | None = None,
     ) -> None:
-        if not 1 <= k < len(snapshot):
-            raise ValueError(f"k={k}: expected 1..{len(snapshot) - 1}, the other rows of a bank of {len(snapshot)}")
-        if not temperature > 0:
-            raise ValueError(f"temperature={temperature}: expected a value above 0")
-        if not 0 < floor <= 1:
-            raise ValueError(f"floor={floor}: expected (0, 1]; without it rows outside the top k are never reached")
+        check_head(k, len(snapshot))
+        check_softmax(temperature, floor, unreached="outside the top k")
         self._index, self._k, self._temperature, self._floor = snapshot.index, k, temperature, floor
         self._exclude = (snapshot.exclude_self if exclude is None else exclude).to(snapshot.vectors.device)
 

@@ -12,7 +12,7 @@ import torch
 
 from negbank.filters import Exclusions
 from negbank.index.contract import exact_scores
-from negbank.proposals.contract import Anchors
+from negbank.proposals.contract import Anchors, check_softmax
 from negbank.proposals.nearest import NearestDistribution
 from negbank.snapshot import Snapshot
 
@@ -33,10 +33,7 @@ class StaleSoftmax:
     def __init__(
         self, snapshot: Snapshot, temperature: float = 0.07, floor: float = 0.1, *, exclude: Exclusions | None = None
     ) -> None:
-        if not temperature > 0:
-            raise ValueError(f"temperature={temperature}: expected a value above 0")
-        if not 0 < floor <= 1:
-            raise ValueError(f"floor={floor}: expected (0, 1]; without it rows never written are never reached")
+        check_softmax(temperature, floor, unreached="never written")
         self._vectors, self._temperature, self._floor = snapshot.vectors, temperature, floor
         every = torch.arange(len(snapshot), device=snapshot.vectors.device)
         self._written = every if snapshot.rows is None else snapshot.rows
