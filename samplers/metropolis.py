@@ -68,55 +68,68 @@ def scan(
     if log_weights.device.type != "cpu":
         return scan_reference(log_weights, proposals, kernels, log_uniforms, start, burn_in=burn_in)
     kinds, chains, candidates = log_weights.shape
-    state, counts = start.clone(), torch.zeros(chains, candidates, dtype=torch.int32)
-    proposed, accepted = torch.zeros(2, chains, kinds, dtype=torch.int32)
+    current = log_weights.gather(2, start.clamp(min=0).expand(kinds, -1)[:, :, None])[:, :, 0]
+    current = torch.where(start == NO_STATE, -torch.inf, current).contiguous()
+    state, counts = start.to(torch.int32), torch.zeros(chains, candidates, dtype=torch.int32)
+    proposed, accepted = torch.zeros(2, kinds, chains, dtype=torch.int32)
     _compiled(
-        log_weights.contiguous().numpy(),
-        proposals.contiguous().numpy(),
+        log_weights.mT.contiguous().numpy(),
+        proposals.T.to(torch.int32).contiguous().numpy(),
         kernels.numpy(),
-        log_uniforms.contiguous().numpy(),
+        log_uniforms.T.contiguous().numpy(),
         burn_in,
+        current.numpy(),
         state.numpy(),
         counts.numpy(),
         proposed.numpy(),
         accepted.numpy(),
     )
-    return Scan(state, counts, proposed, accepted)
+    return Scan(state.long(), counts, proposed.T, accepted.T)
 
 
 @numba.njit(cache=True, nogil=True)
 def _compiled(
-    w: np.ndarray,
-    proposals: np.ndarray,
+    weights: np.ndarray,  # (M, C, A)
+    columns: np.ndarray,  # (R, A)
     kernels: np.ndarray,
-    log_u: np.ndarray,
+    log_u: np.ndarray,  # (R, A)
     burn_in: int,
+    current: np.ndarray,  # (M, A) weights of the states
     state: np.ndarray,
     counts: np.ndarray,
-    proposed: np.ndarray,
+    proposed: np.ndarray,  # (M, A)
     accepted: np.ndarray,
 ) -> None:
-    for a in range(proposals.shape[0]):
-        c, kept = state[a], 0
-        for r in range(proposals.shape[1]):
-            j = proposals[a, r]
-            if j == NO_STATE:
-                continue
-            m = kernels[r]
-            if c == NO_STATE:
-                if w[m, a, j] > -np.inf:
-                    c = j
-            else:
-                proposed[a, m] += 1
-                if log_u[a, r] < w[m, a, j] - w[m, a, c]:
-                    accepted[a, m] += 1
-                    c = j
-            if r >= burn_in and c != NO_STATE:
-                counts[a, c] += 1
-                kept += 1
-        if kept == 0 and c != NO_STATE:
-            counts[a, c] = 1
-        state[a] = c
+    """Steps outside, chains inside: loops without a branch, which run on whole vectors of chains."""
+    kinds, chains = current.shape
+    offered = np.empty((kinds, chains), weights.dtype)
+    moves, kept = np.empty(chains, np.int32), np.zeros(chains, np.bool_)
+    for r in range(len(kernels)):
+        m, j, u = kernels[r], columns[r], log_u[r]
+        for k in range(kinds):
+            for a in range(chains):
+                offered[k, a] = weights[k, max(j[a], 0), a]
+        w_j, w_c, tried, taken = offered[m], current[m], proposed[m], accepted[m]
+        for a in range(chains):
+            move = (u[a] < w_j[a] - w_c[a]) & (j[a] >= 0)
+            started = np.int32(state[a] >= 0)
+            tried[a] += np.int32(j[a] >= 0) & started
+            taken[a] += np.int32(move) & started
+            state[a] = j[a] if move else state[a]
+            moves[a] = np.int32(move)
+        for k in range(kinds):
+            new, old = offered[k], current[k]
+            for a in range(chains):
+                x, y = new[a], old[a]  # both are read, or the choice becomes a branch
+                old[a] = x if moves[a] != 0 else y
+        if r >= burn_in:
+            for a in range(chains):
+                if (j[a] >= 0) & (state[a] >= 0):
+                    counts[a, np.uint64(state[a])] += 1
+                    kept[a] = True
+    for a in range(chains):
+        if state[a] >= 0 and not kept[a]:
+            counts[a, state[a]] = 1
 
 
 def scan_reference(
