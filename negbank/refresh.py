@@ -7,6 +7,7 @@ Staleness is measured, not assumed, on a fixed random probe of rows P:
     drift    1 − mean_{i∈P} cos(b_i, z_i),   b_i the snapshot's row, z_i a fresh embedding
     overlap  mean_{i∈P} |T_i(old) ∩ T_i(new)| / k,   T_i the top k of row i
     age      optimiser steps since a row was written
+    probe    fresh similarities where a proposal looks (proposals/probe.py), for proposals that adapt to them
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from negbank.bank import EmbeddingBank, unit_rows
+from negbank.proposals import Anchors, Probe
 from negbank.snapshot import Snapshot
 
 MODES = ("rolling", "full")
@@ -50,7 +52,8 @@ class Refresher:
         mode: "rolling" takes the rows as training wrote them; "full" re-encodes the data set first.
         encode: rows (B,) → embeddings (B, D) of the current encoder, without gradient. "full" and drift need it.
         max_drift: refresh early when 1 − mean cosine on the probe passes it; None never does.
-        check_every: steps between drift checks with `max_drift`.
+        measure: (snapshot, rows → embeddings, step) → probe: after every swap and drift check; None does not.
+        check_every: steps between drift checks with `max_drift`, and between probes with `measure`.
         probe_rows: size of the probe.
         overlap_at: k of the overlap.
         encode_batch: rows re-encoded at once in "full" mode.
@@ -69,6 +72,7 @@ class Refresher:
         mode: str = "rolling",
         encode: Callable[[Tensor], Tensor] | None = None,
         max_drift: float | None = None,
+        measure: Callable[[Snapshot, Callable[[Tensor], Tensor], int], Probe] | None = None,
         check_every: int = 50,
         probe_rows: int = 256,
         overlap_at: int = 10,
@@ -81,8 +85,8 @@ class Refresher:
             raise ValueError(f"mode={mode!r}: expected one of {', '.join(MODES)}")
         if min(every, check_every, probe_rows, overlap_at, encode_batch) < 1:
             raise ValueError(f"every={every}, check_every={check_every}, probe_rows={probe_rows}: expected at least 1")
-        if encode is None and (mode == "full" or max_drift is not None):
-            raise ValueError(f"encode=None: mode={mode!r} max_drift={max_drift} need rows → embeddings")
+        if encode is None and (mode == "full" or max_drift is not None or measure is not None):
+            raise ValueError(f"encode=None: mode={mode!r} max_drift={max_drift} and `measure` need rows → embeddings")
         self.bank, self.every, self.mode, self.encode = bank, every, mode, encode
         self.max_drift, self.check_every = max_drift, check_every
         self.factory, self.target_recall, self.seed = factory, target_recall, seed
@@ -90,10 +94,23 @@ class Refresher:
         order = torch.randperm(len(bank), generator=torch.Generator().manual_seed(seed))
         self.probe = order[:probe_rows].sort().values.to(bank.vectors.device)
         self.snapshot: Snapshot | None = None
+        self.staleness: Probe | None = None
+        self._measure = measure
         self.encodings = 0
 
     def step(self, step: int) -> RefreshReport | None:
-        """Refresh if one is due after `step` optimiser steps; what happened, or None when nothing was due."""
+        """Refresh if one is due after `step` optimiser steps; what happened, or None when nothing was due.
+
+        `staleness` is measured anew when a snapshot was swapped in, and at every check.
+        """
+        report = self._refresh_if_due(step)
+        if self._measure is not None and self.snapshot is not None:
+            swapped = report is not None and report.swapped
+            if swapped or (step % self.check_every == 0 and step != self.snapshot.step):
+                self.staleness = self._measure(self.snapshot, self._encode, step)
+        return report
+
+    def _refresh_if_due(self, step: int) -> RefreshReport | None:
         if self.mode == "rolling" and int(self.bank.written.sum()) < 2:
             return None
         if self.snapshot is None:
@@ -163,7 +180,9 @@ class Refresher:
     def state_dict(self) -> dict[str, Any]:
         """Which snapshot is in use and the encodings spent; the snapshot itself is saved with `Snapshot.save`."""
         version = None if self.snapshot is None else self.snapshot.version
-        return {"version": version, "encodings": self.encodings}
+        probe = self.staleness
+        saved = None if probe is None else {**probe.anchors._asdict(), **probe._asdict(), "anchors": None}
+        return {"version": version, "encodings": self.encodings, "staleness": saved}
 
     def load_state_dict(self, state: dict[str, Any], snapshot: Snapshot | None) -> None:
         """Restore `state_dict` with the snapshot it names.
@@ -175,6 +194,8 @@ class Refresher:
         if version != state["version"]:
             raise ValueError(f"snapshot: version {version}, the state was taken with {state['version']}")
         self.snapshot, self.encodings = snapshot, state["encodings"]
+        p = state["staleness"]
+        self.staleness = p and Probe(Anchors(p["rows"], p["queries"]), p["ids"], p["log_q"], p["scores"])
 
     def _encode(self, rows: Tensor) -> Tensor:
         assert self.encode is not None

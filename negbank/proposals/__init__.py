@@ -14,6 +14,7 @@ from negbank.proposals.in_batch import InBatch
 from negbank.proposals.mixture import Mixture
 from negbank.proposals.nearest import Nearest
 from negbank.proposals.pooled import Pooled, PooledDistribution
+from negbank.proposals.probe import measure
 from negbank.proposals.stale_softmax import StaleSoftmax
 from negbank.proposals.uniform import Uniform
 
@@ -33,4 +34,5 @@ __all__ = [
     "StaleSoftmax",
     "Uniform",
     "fit",
+    "measure",
 ]

@@ -16,16 +16,16 @@ a ratio estimator, optimistic by an order of 1/M, on the same rows for every can
 the least mean logarithm over anchors. Floors below 0.05 are not tried: they gain little there, and the rate of a chain
 depends on the worst row, sup π/q (samplers/metropolis.py), which a probe may not see.
 
-    pool = Pooled(HeadTail(snapshot))(anchors);  ids = pool.sample(256)
-    probe = Probe(anchors, ids, pool.log_prob(ids), encode(anchors.rows) @ encode(ids).T)
-    best = fit(lambda temperature, floor: HeadTail(snapshot, 64, temperature, floor), probe, temperature=0.07)
+    probe = measure(snapshot, rows, encode, temperature=0.07)
+    proposal = HeadTail(snapshot, temperature=0.07, adapt=True, probe=probe)
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,6 +35,8 @@ from negbank.proposals.contract import Anchors, Proposal
 FACTORS = (1.0, 1.1, 1.2, 1.35, 1.5, 1.75, 2.0)
 """Temperatures tried, in units of the target's."""
 FLOORS = (0.05, 0.1, 0.2, 0.4)
+TAILS = (0.25, 0.5, 1.0, 2.0, 4.0)
+"""Factors tried on the tail of a proposal that has a head and a tail."""
 
 
 class Probe(NamedTuple):
@@ -79,14 +81,38 @@ def fit(
             f"probe: scores {tuple(probe.scores.shape)}, log_q {tuple(probe.log_q.shape)}, "
             f"expected {shape} and {shape[1:]} for its anchors and ids, none of them 0"
         )
-    tried = []
-    for factor in factors:
-        for floor in floors:
-            log_q = bind(factor * temperature, floor)(probe.anchors).log_prob(probe.ids.expand(shape))
-            cost = float(log_inverse_ess(log_q, probe, temperature).mean())
-            tried.append((cost, factor * temperature, floor))
-    cost, best, floor = min(tried)
+    cost, best, floor = min(
+        (_cost(bind(factor * temperature, floor), probe, temperature), factor * temperature, floor)
+        for factor in factors
+        for floor in floors
+    )
     return Fitted(best, floor, min(1.0, math.exp(-cost)))
+
+
+def tune(proposal: Any, probe: Probe | None) -> None:
+    """Set `temperature`, which is the target's τ so far, and `floor` of a proposal to the fitted ones; then its `tail`.
+
+    Raises:
+        ValueError: when there is no probe.
+    """
+    if probe is None:
+        raise ValueError("probe=None: adapt=True is fitted to measured staleness; give probe=measure(snapshot, ...)")
+
+    def varied(**settings: float) -> Proposal:
+        made = copy.copy(proposal)
+        vars(made).update(settings)
+        return made
+
+    target = proposal.temperature
+    best = fit(lambda temperature, floor: varied(temperature=temperature, floor=floor), probe, target)
+    proposal.temperature, proposal.floor = best.temperature, best.floor
+    if hasattr(proposal, "tail"):
+        proposal.tail = min((_cost(varied(tail=tail), probe, target), tail) for tail in TAILS)[1]
+
+
+def _cost(proposal: Proposal, probe: Probe, temperature: float) -> float:
+    log_q = proposal(probe.anchors).log_prob(probe.ids.expand(probe.scores.shape))
+    return float(log_inverse_ess(log_q, probe, temperature).mean())
 
 
 def log_inverse_ess(log_q: Tensor, probe: Probe, temperature: float) -> Tensor:

@@ -10,6 +10,7 @@ written have no cell and are reached by the floor alone.
 from __future__ import annotations
 
 from negbank.filters import Exclusions
+from negbank.proposals.adapt import Probe, tune
 from negbank.proposals.cell_rows import CellRows
 from negbank.proposals.cell_scores import CellScores
 from negbank.proposals.contract import Anchors, check_softmax
@@ -24,24 +25,35 @@ class Cells:
         snapshot: whose cells are drawn from.
         temperature: τ of the softmax, > 0.
         floor: λ in (0, 1], the share of uniform draws.
+        adapt: take temperature and floor from a fit to measured staleness; `temperature` is then the target's.
+        probe: that measurement (probe.py, adapt.py).
         exclude: what may not be drawn; the anchor's own row by default.
 
     Raises:
-        ValueError: for a temperature ≤ 0 or a floor outside (0, 1].
+        ValueError: for a temperature ≤ 0, a floor outside (0, 1], or adapt without a probe.
     """
 
     def __init__(
-        self, snapshot: Snapshot, temperature: float = 0.07, floor: float = 0.1, *, exclude: Exclusions | None = None
+        self,
+        snapshot: Snapshot,
+        temperature: float = 0.07,
+        floor: float = 0.1,
+        *,
+        adapt: bool = False,
+        probe: Probe | None = None,
+        exclude: Exclusions | None = None,
     ) -> None:
         check_softmax(temperature, floor, unreached="that have no cell")
         exclude = snapshot.exclude_self if exclude is None else exclude
         self._exclude = exclude.to(snapshot.vectors.device)
         self._rows = CellRows(snapshot.cells, self._exclude)
         self._scores = CellScores(snapshot.vectors, snapshot.cells)
-        self._temperature, self._floor = temperature, floor
+        self.temperature, self.floor = temperature, floor
+        if adapt:
+            tune(self, probe)
 
     def __call__(self, anchors: Anchors) -> HeadTailDistribution:
         no_head = anchors.rows.new_empty(len(anchors.rows), 0)
         cells = self._rows.of(anchors.rows, no_head)
-        logits = self._scores(anchors.queries, self._temperature)
-        return HeadTailDistribution(anchors.rows, no_head, no_head.double(), cells, logits, self._floor, self._exclude)
+        logits = self._scores(anchors.queries, self.temperature)
+        return HeadTailDistribution(anchors.rows, no_head, no_head.double(), cells, logits, self.floor, self._exclude)

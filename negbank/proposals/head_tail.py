@@ -2,8 +2,8 @@
 
     q_i(j) = λ / |D_i| + (1 − λ) · e_i(j) / Z_i
     e_i(j) = exp(s̃_ij / τ)                  j ∈ T_i, the top k of the index within D_i
-             exp(a_i(c(j)))                  the other indexed rows, one value for a cell (cell_scores.py)
-    Z_i    = Σ_{j ∈ T_i} exp(s̃_ij / τ) + Σ_c n_i(c) exp(a_i(c))
+             t exp(a_i(c(j)))                the other indexed rows, one value for a cell (cell_scores.py)
+    Z_i    = Σ_{j ∈ T_i} exp(s̃_ij / τ) + t Σ_c n_i(c) exp(a_i(c))
 
 with n_i(c) the rows of cell c in D_i outside of T_i, counted exactly (cell_rows.py). Rows never written are reached by
 the floor alone. Whether j lies in T_i is asked of the ids that the search returned, never of a score threshold.
@@ -11,10 +11,13 @@ the floor alone. Whether j lies in T_i is asked of the ids that the search retur
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from negbank.filters import NO_ROW, Exclusions
+from negbank.proposals.adapt import Probe, tune
 from negbank.proposals.cell_rows import AnchorCells, CellRows
 from negbank.proposals.cell_scores import CellScores
 from negbank.proposals.contract import Anchors, check_head, check_softmax
@@ -30,10 +33,13 @@ class HeadTail:
         k: size of T_i; smaller where exclusions or an unfinished bank leave fewer.
         temperature: τ of the softmax, > 0.
         floor: λ in (0, 1], the share of uniform draws.
+        tail: t > 0, the tail's weight against the head's.
+        adapt: take temperature, floor and tail from a fit to measured staleness; `temperature` is then the target's.
+        probe: that measurement (probe.py, adapt.py).
         exclude: what may not be drawn; the anchor's own row by default.
 
     Raises:
-        ValueError: for a k outside 1..N−1, a temperature ≤ 0 or a floor outside (0, 1].
+        ValueError: for a k outside 1..N−1, a temperature or tail ≤ 0, a floor outside (0, 1], or adapt without a probe.
     """
 
     def __init__(
@@ -43,15 +49,23 @@ class HeadTail:
         temperature: float = 0.07,
         floor: float = 0.1,
         *,
+        tail: float = 1.0,
+        adapt: bool = False,
+        probe: Probe | None = None,
         exclude: Exclusions | None = None,
     ) -> None:
         check_head(k, len(snapshot))
         check_softmax(temperature, floor, unreached="that have no cell")
+        if not tail > 0:
+            raise ValueError(f"tail={tail}: expected a value above 0")
         exclude = snapshot.exclude_self if exclude is None else exclude
         self._exclude = exclude.to(snapshot.vectors.device)
-        self._index, self._k, self._temperature, self._floor = snapshot.index, k, temperature, floor
+        self._index, self._k, self.temperature, self.floor = snapshot.index, k, temperature, floor
+        self.tail = tail
         self._rows = CellRows(snapshot.cells, self._exclude)
         self._scores = CellScores(snapshot.vectors, snapshot.cells)
+        if adapt:
+            tune(self, probe)
 
     def __call__(self, anchors: Anchors) -> HeadTailDistribution:
         extra = 1 + self._exclude.listed(anchors.rows).shape[1]
@@ -59,10 +73,10 @@ class HeadTail:
         allowed = self._exclude.allowed(anchors.rows, found.ids)
         inside = allowed & (allowed.cumsum(1) <= self._k)
         head = torch.where(inside, found.ids, NO_ROW)
-        head_logits = torch.where(inside, found.scores.double() / self._temperature, -torch.inf)
+        head_logits = torch.where(inside, found.scores.double() / self.temperature, -torch.inf)
         tail = self._rows.of(anchors.rows, head)
-        tail_logits = self._scores(anchors.queries, self._temperature)
-        return HeadTailDistribution(anchors.rows, head, head_logits, tail, tail_logits, self._floor, self._exclude)
+        tail_logits = self._scores(anchors.queries, self.temperature) + math.log(self.tail)
+        return HeadTailDistribution(anchors.rows, head, head_logits, tail, tail_logits, self.floor, self._exclude)
 
 
 class HeadTailDistribution:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from negbank.filters import Exclusions
+from negbank.proposals.adapt import Probe, tune
 from negbank.proposals.contract import Anchors, check_head, check_softmax
 from negbank.random import uniforms
 from negbank.snapshot import Snapshot
@@ -25,10 +26,12 @@ class Nearest:
         k: size of T_i; smaller where exclusions or an unfinished bank leave fewer.
         temperature: τ of the softmax, > 0.
         floor: λ in (0, 1], the share of uniform draws.
+        adapt: take temperature and floor from a fit to measured staleness; `temperature` is then the target's.
+        probe: that measurement (probe.py, adapt.py).
         exclude: what may not be drawn; the anchor's own row by default.
 
     Raises:
-        ValueError: for a k outside 1..N−1, a temperature ≤ 0 or a floor outside (0, 1].
+        ValueError: for a k outside 1..N−1, a temperature ≤ 0, a floor outside (0, 1], or adapt without a probe.
     """
 
     def __init__(
@@ -38,12 +41,16 @@ class Nearest:
         temperature: float = 0.07,
         floor: float = 0.3,
         *,
+        adapt: bool = False,
+        probe: Probe | None = None,
         exclude: Exclusions | None = None,
     ) -> None:
         check_head(k, len(snapshot))
         check_softmax(temperature, floor, unreached="outside the top k")
-        self._index, self._k, self._temperature, self._floor = snapshot.index, k, temperature, floor
+        self._index, self._k, self.temperature, self.floor = snapshot.index, k, temperature, floor
         self._exclude = (snapshot.exclude_self if exclude is None else exclude).to(snapshot.vectors.device)
+        if adapt:
+            tune(self, probe)
 
     def __call__(self, anchors: Anchors) -> NearestDistribution:
         exclude = self._exclude
@@ -51,8 +58,8 @@ class Nearest:
         found = self._index.search(anchors.queries, min(self._k + extra, len(self._index)))
         allowed = exclude.allowed(anchors.rows, found.ids)
         head = allowed & (allowed.cumsum(1) <= self._k)
-        logits = torch.where(head, found.scores.double() / self._temperature, -torch.inf)
-        return NearestDistribution(anchors.rows, found.ids, logits, self._floor, exclude)
+        logits = torch.where(head, found.scores.double() / self.temperature, -torch.inf)
+        return NearestDistribution(anchors.rows, found.ids, logits, self.floor, exclude)
 
 
 class NearestDistribution:

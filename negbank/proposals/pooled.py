@@ -4,7 +4,8 @@
 
 Every anchor sees every row of the pool, so that M encodings give each anchor M candidates. The draws are stratified: an
 anchor gives ⌊M/A⌋ or ⌈M/A⌉ of them, and which ones is left to chance. Each draw has the law q̄ exactly; together they
-vary less than independent ones (the deterministic mixture of Veach & Guibas 1995, home of the balance heuristic).
+vary less than independent ones (the deterministic mixture of Veach & Guibas 1995, home of the balance heuristic). For a
+chain each proposal must have the law q̄ whatever was proposed before: `stratified=False` draws the anchors, too, anew.
 
 For a single anchor i. A pool may hold rows outside D_i: another anchor may have drawn row i itself, or a positive of i.
 They are to be masked, and the rest weighed by q̄ as it is:
@@ -27,10 +28,15 @@ from negbank.proposals.contract import Anchors, Proposal, ProposalDistribution
 
 
 class Pooled:
-    """The mean of a proposal's distributions over the anchors it is called with."""
+    """The mean of a proposal's distributions over the anchors it is called with.
 
-    def __init__(self, proposal: Proposal) -> None:
-        self._proposal = proposal
+    Args:
+        proposal: the anchors' own.
+        stratified: every anchor gives its share of the draws; otherwise draws are independent.
+    """
+
+    def __init__(self, proposal: Proposal, *, stratified: bool = True) -> None:
+        self._proposal, self._stratified = proposal, stratified
 
     def __call__(self, anchors: Anchors) -> PooledDistribution:
         """The pool of these anchors.
@@ -40,20 +46,26 @@ class Pooled:
         """
         if not len(anchors.rows):
             raise ValueError("anchors: none given, and a pool is drawn from their proposals; give at least one")
-        return PooledDistribution(self._proposal(anchors), len(anchors.rows))
+        return PooledDistribution(self._proposal(anchors), len(anchors.rows), stratified=self._stratified)
 
 
 class PooledDistribution:
     """q̄ of the A anchors that `each` is the distributions of. One distribution, not one an anchor."""
 
-    def __init__(self, each: ProposalDistribution, anchors: int) -> None:
-        self._each, self._anchors = each, anchors
+    def __init__(self, each: ProposalDistribution, anchors: int, *, stratified: bool = True) -> None:
+        self._each, self._anchors, self._stratified = each, anchors, stratified
 
     def sample(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
         """n rows for all anchors together: (n,) ids, each of law q̄, each in the D_a of some anchor a."""
-        drawn = self._each.sample(-(-n // self._anchors), generator=generator)
-        order = torch.randperm(self._anchors, generator=generator).to(drawn.device)
-        return drawn[order].T.flatten()[:n]
+        if self._stratified:
+            drawn = self._each.sample(-(-n // self._anchors), generator=generator)
+            order = torch.randperm(self._anchors, generator=generator).to(drawn.device)
+            return drawn[order].T.flatten()[:n]
+        anchor, order = torch.randint(self._anchors, (n,), generator=generator).sort()
+        first = torch.searchsorted(anchor, anchor)
+        turn = torch.arange(n) - first  # the t-th draw of its anchor
+        drawn = self._each.sample(int(turn.max()) + 1 if n else 0, generator=generator)
+        return drawn[anchor, turn].new_empty(n).scatter_(0, order.to(drawn.device), drawn[anchor, turn])
 
     def log_prob(self, ids: Tensor) -> Tensor:
         """log q̄(j) for ids (n,): (n,) float64, −∞ where no anchor may draw j. Time and memory O(A·n)."""

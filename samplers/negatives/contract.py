@@ -70,18 +70,29 @@ class Negatives(NamedTuple):
     positive_weight: Tensor | None = None
 
 
+def require_drawn(drawn: Tensor | None, batch: EncodedBatch) -> None:
+    """Raise RuntimeError unless `drawn`, the rows of the last `draw`, are the batch's."""
+    if drawn is None or not torch.equal(drawn, batch.rows):
+        raise RuntimeError("batch: call draw(batch.rows) first, and encode the rows it returns with the batch")
+
+
 class NegativeSampler(Protocol):
     """One step: `draw`, encode views and drawn rows together, call. `update` when a new snapshot is swapped in."""
 
     in_batch: bool
     """Whether the batch's rows are taken for uniform draws: then only uniform batches fit."""
+    fresh_queries: bool
+    """Whether `draw` wants the fresh embeddings: then views are encoded first, and drawn rows in a second pass."""
 
     def update(self, snapshot: Snapshot) -> None:
         """Draw from this version of the bank from now on."""
         ...
 
-    def draw(self, rows: Tensor) -> Tensor:
-        """Further rows (E,), distinct and not in rows (B,), to be encoded with the batch in one forward pass."""
+    def draw(self, rows: Tensor, queries: Tensor | None = None) -> Tensor:
+        """Further rows (E,), distinct and not in rows (B,), to be encoded with the batch.
+
+        queries: (B, D) fresh unit embeddings of the rows, for samplers with `fresh_queries`.
+        """
         ...
 
     def __call__(self, batch: EncodedBatch) -> tuple[Negatives, Info]:

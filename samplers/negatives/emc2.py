@@ -6,19 +6,29 @@ so that Σ_r w_ir ∇s_ir is an average over draws from π_i, the exact negative
 
 One chain per (row, view) goes on from visit to visit. A visit carries the last state's *row*; its score is computed
 anew, with this step's anchor and this step's encoding of the row, since a score kept from an earlier visit is stale.
-Proposals, in one scan of alternating kernels (samplers/metropolis.py):
+`start="fresh"` carries nothing: each visit takes its first proposal as its state, encodes no carried rows, and is as
+far from π_i as the burn-in leaves it. Proposals, in one scan of alternating kernels (samplers/metropolis.py):
 
     in batch   the batch's other rows, in one random order: q uniform over D_i if batches are
     index      draws from an index proposal, whose density corrects for where it looks
+    pool       M index draws for the whole batch (proposals/pooled.py) and, with "both", the batch's other rows, in an
+               order of its own for every chain: one kernel, q(j) = (M q̄(j) + (B − 1)/(N − 1)) / (M + B − 1)
 
 Each other row of the batch is proposed once a visit, under one of its views at random. Published code proposes both
 views (`batch_views="all"`): twice as many proposals, but the second of a row is no fresh draw from D_i. It is proposed
 *because* the first was, and the chain drifts from π_i towards the softmax over the batch (docs/emc2.md has the sizes).
 
-Stale scores choose, fresh scores weigh: index draws and carried states are known before the forward pass (the query is
-the anchor's bank row), so they are encoded together with the views, each distinct row once. With `score="bank"` the
-chain runs on the bank's scores instead and only kept states are encoded. That is cheaper, and its target is the
-softmax of *stale* scores: rows that look hardest in the bank are picked for their noise, and learning suffers.
+Stale scores choose, fresh scores weigh: index draws and carried states are known before the forward pass, so they are
+encoded together with the views, each distinct row once. What the chain runs on is `score`:
+
+    fresh     this step's embeddings; every proposal is encoded
+    bank      the bank's scores s̃; kept states alone are encoded. Its target is the softmax of *stale* scores: rows that
+              look hardest in the bank are picked for their noise, and learning suffers
+    delayed   the bank's scores, and one correction of the chain's end j against its start c with fresh embeddings,
+              α = min{1, exp(β (s_ij − s_ic − s̃_ij + s̃_ic))}: the target is π_i exactly (Christen & Fox 2005), for the
+              encodings of c and j. Weights are α on j and 1 − α on c, the expectation over the last coin
+
+`delayed` needs the R steps on s̃ to be reversible as a whole: the order of kernels is turned round at random.
 
 A state is a row; the view it is seen under is drawn anew at every encoding, so with random views the chain is noisy
 in the augmentation, and exact where views are fixed. The in-batch steps of one visit never repeat a row: they are
@@ -34,31 +44,34 @@ import torch
 from torch import Tensor
 
 from negbank.filters import Exclusions
-from negbank.proposals import Anchors, Proposal, ProposalDistribution, Uniform
+from negbank.proposals import PooledDistribution, Proposal, ProposalDistribution
 from negbank.random import uniforms
 from negbank.snapshot import Snapshot
-from samplers.metropolis import NO_STATE, scan
-from samplers.negatives.contract import EncodedBatch, Info, Negatives
+from samplers.metropolis import NO_STATE, Scan, acceptance, scan
+from samplers.negatives.contract import EncodedBatch, Info, Negatives, require_drawn
+from samplers.negatives.index_draws import IndexDraws
 
 PROPOSALS = ("in_batch", "index", "both")
-SCORES = ("fresh", "bank")
+SCORES = ("fresh", "bank", "delayed")
+STARTS = ("persistent", "fresh")
 BATCH_VIEWS = ("one", "all")
 IN_BATCH, INDEX = 0, 1
-"""Kernels of the scan."""
+"""Kernels of the scan. A pool has one, in place of INDEX."""
 
 
 class _Drawn(NamedTuple):
     """What one visit drew before the forward pass."""
 
     rows: Tensor  # (B,)
-    proposed: Tensor  # (B, n) ids from the index proposal
-    distribution: ProposalDistribution  # their density, of the B rows
+    proposed: Tensor  # (B, n) ids from the index proposal, or (1, M) of the pool
+    distribution: ProposalDistribution | PooledDistribution  # their density, of the B rows or of all together
     kept: Tensor | None  # (V·B, B + E) counts, when the chain has run on bank scores already
+    ends: tuple[Tensor, Tensor, Tensor] | None  # rows c, j (V·B,) and β(s̃_ic − s̃_ij), when it waits for its correction
     info: Info
 
 
 class Emc2:
-    """Persistent chains with in-batch proposals, index proposals, or both in alternation.
+    """Chains with in-batch proposals, index proposals, or both in alternation.
 
     Args:
         num_rows: N.
@@ -66,9 +79,12 @@ class Emc2:
         views: V, views a row.
         proposals: "in_batch" (as published), "index", or "both".
         proposal: snapshot → proposal of the index steps; before the first snapshot they are uniform.
-        draws: index proposals a visit, shared by the views of a row.
+        draws: index proposals a visit: of each row, shared by its views, or with `pool` of the whole batch.
+        pool: whether all anchors are offered one pool of draws.
+        query: "bank", or "fresh": index draws are asked for with the rows' fresh embeddings.
+        start: "persistent", or "fresh".
         burn_in: share of a visit's proposals whose states are not kept, in [0, 1).
-        score: "fresh", or "bank".
+        score: "fresh", "bank", or "delayed".
         batch_views: in-batch proposals of a row: "one" of its views at random, or "all" of them, as published.
         exclude: rows that are no negatives of each other; only the anchor's own row by default.
         generator: of all random draws; on the CPU.
@@ -87,6 +103,9 @@ class Emc2:
         proposals: str = "both",
         proposal: Callable[[Snapshot], Proposal] | None = None,
         draws: int = 2,
+        pool: bool = False,
+        query: str = "bank",
+        start: str = "persistent",
         burn_in: float = 0.5,
         score: str = "fresh",
         batch_views: str = "one",
@@ -96,50 +115,69 @@ class Emc2:
     ) -> None:
         if not temperature > 0:
             raise ValueError(f"temperature={temperature}: expected a value above 0")
-        if proposals not in PROPOSALS:
-            raise ValueError(f"proposals={proposals!r}: expected one of {', '.join(PROPOSALS)}")
-        if score not in SCORES:
-            raise ValueError(f"score={score!r}: expected one of {', '.join(SCORES)}")
-        if batch_views not in BATCH_VIEWS:
-            raise ValueError(f"batch_views={batch_views!r}: expected one of {', '.join(BATCH_VIEWS)}")
+        for name, value, choices in (
+            ("proposals", proposals, PROPOSALS),
+            ("score", score, SCORES),
+            ("start", start, STARTS),
+            ("batch_views", batch_views, BATCH_VIEWS),
+        ):
+            if value not in choices:
+                raise ValueError(f"{name}={value!r}: expected one of {', '.join(choices)}")
         if not 0 <= burn_in < 1:
             raise ValueError(f"burn_in={burn_in}: expected a share in [0, 1) of a visit's proposals")
-        if proposals != "in_batch" and (proposal is None or draws < 1):
-            raise ValueError(f"proposals={proposals!r}: needs `proposal` and draws ≥ 1, not draws={draws}")
+        if proposals == "in_batch":
+            if pool or query == "fresh":
+                raise ValueError(
+                    f"proposals='in_batch': draws nothing from the index; drop pool={pool} query={query!r}"
+                )
+            proposal = None
+        elif proposal is None:
+            raise ValueError(f"proposals={proposals!r}: needs `proposal`, or take proposals='in_batch'")
+        if pool and batch_views == "all":
+            raise ValueError("batch_views='all': with pool=True rows of the batch are offered once; take 'one'")
         self.in_batch = proposals != "index"
-        self._temperature, self._views, self._burn_in, self._score = temperature, views, burn_in, score
+        self._num_rows, self._temperature, self._views = num_rows, temperature, views
+        self._burn_in, self._score, self._persistent = burn_in, score, start == "persistent"
         self._all_views = batch_views == "all"
-        self._bind, self._draws = proposal, 0 if proposals == "in_batch" else draws
         self._exclude = (Exclusions(num_rows) if exclude is None else exclude).to(torch.device(device))
-        self._proposal: Proposal = Uniform(exclude=self._exclude)
-        self._snapshot: Snapshot | None = None
         self._generator = generator
+        self._index = IndexDraws(
+            proposal, draws=draws, pool=pool, stratified=False, query=query, exclude=self._exclude, generator=generator
+        )
+        self.fresh_queries = self._index.fresh
         self.chains = torch.full((num_rows, views), NO_STATE, dtype=torch.int64, device=device)
         self._drawn: _Drawn | None = None
 
     def update(self, snapshot: Snapshot) -> None:
         """Propose from this version of the bank from now on."""
-        self._snapshot = snapshot
-        if self._bind is not None:
-            self._proposal = self._bind(snapshot)
+        self._index.update(snapshot)
 
-    def draw(self, rows: Tensor) -> Tensor:
-        """Index proposals and carried states of rows (B,), as the distinct further rows (E,) to encode."""
-        queries = rows.new_zeros(len(rows), 1, dtype=torch.float32)
-        if self._snapshot is not None:
-            queries = self._snapshot.vectors[rows]
-        distribution = self._proposal(Anchors(rows, queries))
-        index = distribution.sample(self._draws, generator=self._generator)
-        wanted = torch.cat((index, self.chains[rows]), 1).unique()
-        further = wanted[(wanted != NO_STATE) & ~torch.isin(wanted, rows)]
-        self._drawn = _Drawn(rows, index, distribution, None, {})
-        if self._score == "fresh" or self._snapshot is None:
+    def draw(self, rows: Tensor, queries: Tensor | None = None) -> Tensor:
+        """Index proposals and carried states of rows (B,), as the distinct further rows (E,) to encode.
+
+        Raises:
+            ValueError: without `queries` under query="fresh".
+        """
+        queries = self._index.queries(rows, queries)
+        index, distribution = self._index(rows, queries)
+        offered = torch.cat((index.flatten(), self.chains[rows].flatten())).unique()
+        further = offered[(offered != NO_STATE) & ~torch.isin(offered, rows)]
+        self._drawn = drawn = _Drawn(rows, index, distribution, None, None, {})
+        snapshot = self._index.snapshot
+        if self._score == "fresh" or snapshot is None:
             return further
         ids = torch.cat((rows, further))
-        scores = (queries @ self._snapshot.vectors[ids].T).repeat(self._views, 1)
-        kept, info = self._visit(self._drawn, scores, ids, len(rows))
-        self._drawn = self._drawn._replace(kept=kept, info=info)
-        return further[(kept[:, len(rows) :] > 0).any(0)]
+        scores = (queries @ snapshot.vectors[ids].T).repeat(self._views, 1)
+        done, before, info = self._visit(drawn, scores, ids, len(rows))
+        if self._score == "bank":
+            self._move(rows, ids, done.state)
+            self._drawn = drawn._replace(kept=done.counts, info=info)
+            return further[(done.counts[:, len(rows) :] > 0).any(0)]
+        ends = torch.stack((before, done.state))
+        stale = scores.gather(1, ends.T.clamp(min=0)) / self._temperature
+        ends = torch.where(ends == NO_STATE, NO_STATE, ids[ends.clamp(min=0)])
+        self._drawn = drawn._replace(ends=(ends[0], ends[1], stale[:, 0] - stale[:, 1]), info=info)
+        return further[torch.isin(further, ends)]
 
     def __call__(self, batch: EncodedBatch) -> tuple[Negatives, Info]:
         """See `NegativeSampler.__call__`.
@@ -148,51 +186,78 @@ class Emc2:
             RuntimeError: when `draw` was not called with this batch's rows just before.
         """
         drawn, self._drawn = self._drawn, None
-        if drawn is None or not torch.equal(drawn.rows, batch.rows):
-            raise RuntimeError("batch: call draw(batch.rows) first, and encode the rows it returns with the batch")
+        require_drawn(None if drawn is None else drawn.rows, batch)
+        assert drawn is not None
         scores = batch.anchors @ batch.candidates.T
-        ids = batch.candidate_rows
-        if drawn.kept is None:
-            counts, info = self._visit(drawn, scores.detach(), ids, len(batch.anchors))
+        ids, info = batch.candidate_rows, drawn.info
+        if drawn.ends is not None:
+            kept = self._correct(drawn, scores.detach(), ids, info)
+        elif drawn.kept is not None:
+            kept = self._spread(drawn, ids)
         else:
-            counts, info = self._spread(drawn, ids), drawn.info
-        counts = counts.to(scores.dtype)
-        weights = counts / counts.sum(1, keepdim=True).clamp(min=1)
+            done, _, info = self._visit(drawn, scores.detach(), ids, len(batch.anchors))
+            self._move(drawn.rows, ids, done.state)
+            kept = done.counts
+        kept = kept.to(scores.dtype)
+        weights = kept / kept.sum(1, keepdim=True).clamp(min=1)
         info["extra_encodings"] = float(len(batch.drawn_rows))
         info["hardness"] = float((weights * scores.detach()).sum(1).mean())
         return Negatives(scores, weights), info
 
-    def _visit(self, drawn: _Drawn, scores: Tensor, ids: Tensor, inside: int) -> tuple[Tensor, Info]:
+    def _visit(self, drawn: _Drawn, scores: Tensor, ids: Tensor, inside: int) -> tuple[Scan, Tensor, Info]:
         """Scan all chains over candidate columns of rows ids (C,), of which the first `inside` are the batch's.
 
-        Returns occupancy counts (A, C) and what happened; the chains move on to their last rows.
+        Returns the scan, the columns (A,) of the states it started from, and what happened.
         """
         rows, device, views = drawn.rows, scores.device, self._views
-        own = rows.repeat(views)
-        view = torch.arange(views, device=device).repeat_interleave(len(rows))
+        own, view = self._chain(rows)
         columns = _Columns(ids, self._generator)
-        start = columns.of(self.chains[own, view][:, None])[:, 0]
-        index = columns.of(drawn.proposed.repeat(views, 1))
+        before = columns.of(self.chains[own, view])
+        index = columns.of(drawn.proposed.expand(len(rows), -1).repeat(views, 1))
         batch = self._batch_order(len(rows), inside).to(device).expand(len(own), -1)
         batch = torch.where(ids[batch] == own[:, None], NO_STATE, batch)
-        proposals, kernels = _alternate(batch, index)
-        # w = β s − log q, and −∞ outside D_i, where log q is −∞; the uniform density is a constant and drops out.
-        log_q = drawn.distribution.log_prob(columns.distinct.expand(len(rows), -1)).to(scores.dtype)
-        outside = log_q == -torch.inf
-        shift = torch.stack((torch.where(outside, torch.inf, 0.0), torch.where(outside, torch.inf, log_q)))
-        log_weights = scores / self._temperature - shift[:, :, columns.inverse].repeat(1, views, 1)
-        log_u = uniforms(proposals.shape, generator=self._generator, device=device).log().to(log_weights)
+        allowed = self._exclude.allowed(rows, columns.distinct.expand(len(rows), -1))
+        log_q = self._index.log_prob(drawn.distribution, columns.distinct, len(rows)) if self._index.count else None
+        if self._index.pool and log_q is not None:
+            proposals = _shuffle(torch.cat((batch, index), 1), self._generator)
+            kernels = torch.zeros(proposals.shape[1], dtype=torch.int64)
+            share = torch.tensor(float(self._index.count), dtype=torch.float64).log()
+            if self.in_batch:
+                log_q = torch.logaddexp(
+                    log_q + share, torch.tensor((len(rows) - 1) / (self._num_rows - 1)).double().log()
+                )
+            log_q = log_q.expand(len(rows), -1)[None]
+        else:
+            proposals, kernels = _alternate(batch, index)
+            # The uniform density is a constant, and drops out of its kernel's ratio.
+            log_q = torch.stack([torch.zeros_like(allowed, dtype=torch.float64)] + ([] if log_q is None else [log_q]))
+        # w = β s − log q, and −∞ outside D_i
+        shift = torch.where(allowed, log_q, torch.inf).to(scores.dtype)[:, :, columns.inverse].repeat(1, views, 1)
+        log_weights = scores / self._temperature - shift
+        if self._score == "delayed":  # a correction is against a state: a chain without one takes its first allowed row
+            open_to = allowed[:, columns.inverse].repeat(views, 1).gather(1, proposals.clamp(min=0)) & (proposals >= 0)
+            first = proposals.gather(1, open_to.int().argmax(1, keepdim=True))[:, 0]
+            before = torch.where((before == NO_STATE) & open_to.any(1), first, before)
+        if self._score == "delayed" and float(torch.rand((), generator=self._generator)) < 0.5:
+            kernels, proposals = kernels.flip(0), proposals.flip(1)
+        log_u = _log_uniforms(proposals, self._generator)
         burn_in = int(self._burn_in * proposals.shape[1])
-        done = scan(log_weights, proposals, kernels, log_u, start, burn_in=burn_in)
-        self.chains[own, view] = torch.where(done.state == NO_STATE, NO_STATE, ids[done.state.clamp(min=0)])
+        done = scan(log_weights, proposals, kernels, log_u, before, burn_in=burn_in)
         proposed, accepted = done.proposed.sum(0).tolist(), done.accepted.sum(0).tolist()
-        info = {
-            f"acceptance_{name}": accepted[m] / proposed[m]
-            for m, name in ((IN_BATCH, "in_batch"), (INDEX, "index"))
-            if proposed[m]
-        }
-        info["moved"] = float((done.state != start).double().mean())
-        return done.counts, info
+        names = ("pool",) if self._index.pool else ("in_batch", "index")
+        info = {f"acceptance_{name}": a / p for name, a, p in zip(names, accepted, proposed) if p}
+        info["moved"] = float((done.state != before).double().mean())
+        return done, before, info
+
+    def _chain(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Row and view of the chains of a batch's rows (B,), in the order of its anchors: two (V·B,)."""
+        view = torch.arange(self._views, device=rows.device).repeat_interleave(len(rows))
+        return rows.repeat(self._views), view
+
+    def _move(self, rows: Tensor, ids: Tensor, state: Tensor) -> None:
+        """The chains of rows (B,) go on from columns `state` (V·B,) of ids."""
+        if self._persistent:
+            self.chains[self._chain(rows)] = torch.where(state == NO_STATE, NO_STATE, ids[state.clamp(min=0)])
 
     def _batch_order(self, rows: int, inside: int) -> Tensor:
         """Columns of the in-batch steps, the same for all chains: every row of the batch once, or every view once."""
@@ -202,6 +267,24 @@ class Emc2:
             return torch.randperm(inside, generator=self._generator)
         view = torch.randint(inside // rows, (rows,), generator=self._generator)
         return torch.randperm(rows, generator=self._generator) + rows * view
+
+    def _correct(self, drawn: _Drawn, scores: Tensor, ids: Tensor, info: Info) -> Tensor:
+        """The second stage of delayed acceptance: weights (A, C) of start and end, and the chains' next states."""
+        assert drawn.ends is not None
+        start, end, stale = drawn.ends
+        columns = _Columns(ids, self._generator)
+        before, after = columns.of(start), columns.of(end)
+        after = torch.where(start == end, before, after)
+        fresh = scores.gather(1, torch.stack((before, after), 1).clamp(min=0)) / self._temperature
+        accept = acceptance(fresh[:, 1] + stale, fresh[:, 0])
+        coin = uniforms(tuple(accept.shape), generator=self._generator, device=scores.device)
+        self._move(drawn.rows, ids, torch.where(coin < accept, after, before))
+        moving = start != end
+        if bool(moving.any()):
+            info["acceptance_delayed"] = float(accept[moving].mean())
+        weights = torch.zeros_like(scores).scatter_add_(1, after.clamp(min=0)[:, None], accept[:, None])
+        weights.scatter_add_(1, before.clamp(min=0)[:, None], 1 - accept[:, None])
+        return torch.where(end[:, None] == NO_STATE, 0.0, weights)
 
     def _spread(self, drawn: _Drawn, ids: Tensor) -> Tensor:
         """Counts over the bank's rows (A, B + E) laid onto the encoded columns ids (C,), each on one view at random."""
@@ -242,7 +325,7 @@ class _Columns:
     def of(self, rows: Tensor) -> Tensor:
         """A random one of each row's columns, for rows (...,) that have one; `NO_STATE` stays."""
         at = torch.searchsorted(self.distinct, rows.clamp(min=0)).clamp(max=len(self.distinct) - 1)
-        pick = uniforms(rows.shape, generator=self._generator, device=rows.device)
+        pick = uniforms(tuple(rows.shape), generator=self._generator, device=rows.device)
         column = self._order[self._first[at] + (pick * self._counts[at]).long()]
         return torch.where(rows == NO_STATE, NO_STATE, column)
 
@@ -256,3 +339,16 @@ def _alternate(batch: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
     proposals[:, kernels == IN_BATCH] = batch
     proposals[:, kernels == INDEX] = index
     return proposals, kernels
+
+
+def _shuffle(proposals: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Proposals (A, R), each chain's in a random order of its own."""
+    keys = uniforms(tuple(proposals.shape), generator=generator, device=proposals.device)
+    return proposals.gather(1, keys.argsort(1))
+
+
+def _log_uniforms(proposals: Tensor, generator: torch.Generator | None) -> Tensor:
+    """log u for every proposal (A, R), in float32; drawn step by step, the layout that the scan reads."""
+    device = proposals.device
+    draws = torch.rand(proposals.T.shape, generator=generator, device=device if generator is None else generator.device)
+    return draws.to(device).log_().T

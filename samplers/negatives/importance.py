@@ -30,9 +30,10 @@ import torch
 from torch import Tensor
 
 from negbank.filters import Exclusions
-from negbank.proposals import Anchors, Pooled, PooledDistribution, Proposal, ProposalDistribution, Uniform
+from negbank.proposals import PooledDistribution, Proposal, ProposalDistribution
 from negbank.snapshot import Snapshot
-from samplers.negatives.contract import EncodedBatch, Info, Negatives
+from samplers.negatives.contract import EncodedBatch, Info, Negatives, require_drawn
+from samplers.negatives.index_draws import IndexDraws
 
 
 class _Drawn(NamedTuple):
@@ -50,13 +51,14 @@ class Importance:
         proposal: snapshot → proposal; before the first snapshot draws are uniform.
         draws: M: with `pool` for the whole batch, otherwise for each row, shared by its views.
         pool: whether all anchors share one pool.
+        query: "bank", or "fresh": draws are asked for with the rows' fresh embeddings.
         batch: whether the batch's other rows are candidates as well; needs uniform batches.
         positive: whether the positive is in the denominator.
         exclude: rows that are no negatives of each other; only the anchor's own row by default.
         generator: of all random draws; on the CPU.
 
     Raises:
-        ValueError: for a temperature ≤ 0 or draws < 1.
+        ValueError: for a temperature ≤ 0, draws < 1, or an unknown query.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class Importance:
         proposal: Callable[[Snapshot], Proposal],
         draws: int = 64,
         pool: bool = True,
+        query: str = "bank",
         batch: bool = True,
         positive: bool = True,
         exclude: Exclusions | None = None,
@@ -74,30 +77,26 @@ class Importance:
     ) -> None:
         if not temperature > 0:
             raise ValueError(f"temperature={temperature}: expected a value above 0")
-        if draws < 1:
-            raise ValueError(f"draws={draws}: expected at least 1")
         self.in_batch = batch
-        self._num_rows, self._temperature, self._bind, self._draws = num_rows, temperature, proposal, draws
-        self._pool, self._positive, self._generator = pool, positive, generator
+        self._num_rows, self._temperature, self._positive, self._generator = num_rows, temperature, positive, generator
         self._exclude = Exclusions(num_rows) if exclude is None else exclude
-        self._proposal: Proposal = Uniform(exclude=self._exclude)
-        self._snapshot: Snapshot | None = None
+        self._index = IndexDraws(
+            proposal, draws=draws, pool=pool, stratified=True, query=query, exclude=self._exclude, generator=generator
+        )
+        self.fresh_queries = self._index.fresh
         self._drawn: _Drawn | None = None
 
     def update(self, snapshot: Snapshot) -> None:
         """Propose from this version of the bank from now on."""
-        self._snapshot, self._proposal = snapshot, self._bind(snapshot)
+        self._index.update(snapshot)
 
-    def draw(self, rows: Tensor) -> Tensor:
-        """The distinct drawn rows that are not in the batch (E,)."""
-        queries = rows.new_zeros(len(rows), 1, dtype=torch.float32)
-        if self._snapshot is not None:
-            queries = self._snapshot.vectors[rows]
-        anchors = Anchors(rows, queries)
-        distribution: ProposalDistribution | PooledDistribution
-        distribution = Pooled(self._proposal)(anchors) if self._pool else self._proposal(anchors)
-        ids = distribution.sample(self._draws, generator=self._generator)
-        ids = ids[None] if self._pool else ids
+    def draw(self, rows: Tensor, queries: Tensor | None = None) -> Tensor:
+        """The distinct drawn rows that are not in the batch (E,).
+
+        Raises:
+            ValueError: without `queries` under query="fresh".
+        """
+        ids, distribution = self._index(rows, self._index.queries(rows, queries))
         self._drawn = _Drawn(rows, ids, distribution)
         wanted = ids.unique()
         return wanted[~torch.isin(wanted, rows)]
@@ -109,8 +108,8 @@ class Importance:
             RuntimeError: when `draw` was not called with this batch's rows just before.
         """
         drawn, self._drawn = self._drawn, None
-        if drawn is None or not torch.equal(drawn.rows, batch.rows):
-            raise RuntimeError("batch: call draw(batch.rows) first, and encode the rows it returns with the batch")
+        require_drawn(None if drawn is None else drawn.rows, batch)
+        assert drawn is not None
         scores = batch.anchors @ batch.candidates.T
         with torch.no_grad():
             log_ratio = self._log_ratio(batch, drawn)
@@ -135,11 +134,11 @@ class Importance:
         distinct, column, repeats = ids.unique(return_inverse=True, return_counts=True)
         each = distinct.expand(count, -1)
         outside = ~self._exclude.to(ids.device).allowed(batch.rows, each)
-        log_q = drawn.distribution.log_prob(distinct)[None] if self._pool else drawn.distribution.log_prob(each)
+        log_q = self._index.log_prob(drawn.distribution, distinct, count)
         at = torch.searchsorted(distinct, drawn.ids.contiguous())
         times = torch.zeros(len(drawn.ids), len(distinct), dtype=torch.float64, device=ids.device)
         times = times.scatter_add_(1, at, torch.ones_like(at, dtype=torch.float64)) / repeats
-        expected = self._draws * log_q.exp()
+        expected = self._index.count * log_q.exp()
         times = times[:, column]
         if self.in_batch:
             expected = expected + batch.views * (count - 1) / (self._num_rows - 1)

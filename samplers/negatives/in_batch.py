@@ -30,6 +30,7 @@ class InBatch:
     """
 
     in_batch = False
+    fresh_queries = False
 
     def __init__(self, *, temperature: float, exclude: Exclusions | None = None) -> None:
         if not temperature > 0:
@@ -39,7 +40,7 @@ class InBatch:
     def update(self, snapshot: Snapshot) -> None:
         """Nothing: the batch is all there is."""
 
-    def draw(self, rows: Tensor) -> Tensor:
+    def draw(self, rows: Tensor, queries: Tensor | None = None) -> Tensor:
         """No further rows."""
         return rows[:0]
 

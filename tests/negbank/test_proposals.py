@@ -34,6 +34,7 @@ PROPOSALS = {
     "nearest, all of the bank": partial(Nearest, k=N - 1, temperature=0.1, floor=0.01),
     "cells": partial(Cells, temperature=0.1, floor=0.2),
     "head and tail": partial(HeadTail, k=10, temperature=0.15, floor=0.1),
+    "head and light tail": partial(HeadTail, k=10, temperature=0.15, floor=0.1, tail=0.25),
     "stale softmax": partial(StaleSoftmax, temperature=0.1, floor=0.1),
     "mixture": mixture,
     "in batch, all rows": in_batch_of_all,

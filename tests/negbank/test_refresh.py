@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from negbank import EmbeddingBank, Refresher
+from negbank.proposals import measure
 
 
 class Encoder:
@@ -52,6 +53,26 @@ def test_rolling_mode_freezes_what_training_wrote():
     bank.write(rows, encoder(rows), step=5)
     assert torch.equal(refresher.snapshot.vectors, frozen)
     assert refresher.drift() == pytest.approx(1 - math.cos(1.0), abs=1e-6)
+
+
+def test_staleness_is_measured_at_every_swap_and_check_and_resumes():
+    encoder, bank, calls = Encoder(), EmbeddingBank(200, 2), []
+
+    def measured(snapshot, encode, step):
+        calls.append((snapshot.version, step))
+        return measure(snapshot, torch.arange(20), encode, draws=50, generator=torch.Generator().manual_seed(step))
+
+    options = {"every": 10, "mode": "full", "encode": encoder, "check_every": 4, "measure": measured}
+    refresher = Refresher(bank, **options)
+    for step in range(13):
+        refresher.step(step)
+    assert calls == [(0, 0), (0, 4), (0, 8), (1, 10), (1, 12)]
+    other = Refresher(bank, **options)
+    other.load_state_dict(refresher.state_dict(), refresher.snapshot)
+    for mine, theirs in zip(
+        refresher.staleness.anchors + refresher.staleness[1:], other.staleness.anchors + other.staleness[1:]
+    ):
+        assert torch.equal(mine, theirs)
 
 
 def test_drift_past_its_bound_refreshes_early():

@@ -32,7 +32,7 @@ def sampler(snapshot, seed=0, **options):
 
 
 def visit(made, z, rows):
-    drawn = made.draw(rows)
+    drawn = made.draw(rows, z[rows] if made.fresh_queries else None)
     batch = EncodedBatch.from_views(rows, torch.cat((z[rows], z[rows], z[drawn])), drawn)
     return batch, *made(batch)
 
@@ -64,12 +64,25 @@ def bias(blocks, pi):
 
 
 @pytest.mark.parametrize(
-    ("proposals", "batch_size", "epochs"),
-    [("index", 16, 1200), ("both", 8, 400), ("in_batch", 8, 800)],
+    ("batch_size", "epochs", "options"),
+    [
+        (16, 1200, {"proposals": "index"}),
+        (8, 400, {"proposals": "both"}),
+        (8, 800, {"proposals": "in_batch"}),
+        (16, 400, {"proposals": "index", "query": "fresh"}),
+        (16, 400, {"proposals": "index", "draws": 60, "start": "fresh", "burn_in": 0.9}),
+        (16, 400, {"proposals": "index", "pool": True, "draws": 32}),
+        (16, 400, {"proposals": "both", "pool": True, "draws": 16}),
+        (16, 400, {"proposals": "index", "score": "delayed"}),
+        (8, 400, {"proposals": "both", "score": "delayed"}),
+        (8, 800, {"proposals": "in_batch", "score": "delayed"}),
+        (16, 400, {"proposals": "both", "score": "delayed", "pool": True, "draws": 16}),
+    ],
+    ids=lambda value: ", ".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else str(value),
 )
-def test_visits_follow_the_softmax_of_fresh_scores(data, proposals, batch_size, epochs):
+def test_visits_follow_the_softmax_of_fresh_scores(data, batch_size, epochs, options):
     z, snapshot = data
-    made = sampler(snapshot, proposals=proposals, draws=4)
+    made = sampler(snapshot, **{"draws": 4, **options})
     assert bias(occupancy(made, z, batch_size, epochs), target(z @ z.T)) < 0.1
 
 
@@ -92,6 +105,40 @@ def test_bank_scores_have_the_bank_as_target(data):
     assert bias(blocks, target(z @ z.T)) > 0.2
 
 
+def test_delayed_chains_are_weighed_by_the_expectation_over_their_last_coin(data):
+    z, snapshot = data
+    made = sampler(snapshot, proposals="index", draws=6, score="delayed")
+    rows = torch.arange(16)
+    visit(made, z, rows)
+    before = made.chains[rows].T.flatten()
+    batch, negatives, info = visit(made, z, rows)
+    after, ids = made.chains[rows].T.flatten(), batch.candidate_rows
+    split = (negatives.weights > 0).sum(1)
+    assert set(split.tolist()) == {1, 2}
+    torch.testing.assert_close(negatives.weights.sum(1), torch.ones(32))
+    assert (negatives.weights * (ids == after[:, None]) > 0).any(1).all()
+    assert (negatives.weights[split == 2] * (ids == before[split == 2, None]) > 0).any(1).all()
+    assert 0 < info["acceptance_delayed"] < 1
+    assert len(batch.drawn_rows) <= 2 * 32  # two ends a chain, whatever the number of draws
+
+
+def test_a_fresh_start_carries_nothing(data):
+    z, snapshot = data
+    made = sampler(snapshot, start="fresh")
+    visit(made, z, torch.arange(16))
+    assert (made.chains == NO_STATE).all()
+
+
+def test_a_pool_costs_its_draws_whatever_the_batch(data):
+    z, snapshot = data
+    for size in (4, 16):
+        made = sampler(snapshot, pool=True, draws=12, start="fresh")
+        batch, negatives, info = visit(made, z, torch.arange(size))
+        assert len(batch.drawn_rows) <= 12
+        assert 0 < info["acceptance_pool"] < 1
+        torch.testing.assert_close(negatives.weights.sum(1), torch.ones(2 * size))
+
+
 def test_a_wrong_density_would_be_seen(data, monkeypatch):
     z, snapshot = data
     made = sampler(snapshot, proposals="index", draws=4)
@@ -101,13 +148,23 @@ def test_a_wrong_density_would_be_seen(data, monkeypatch):
     assert bias(occupancy(made, z, 16, 200), target(z @ z.T)) > 0.2
 
 
-@pytest.mark.parametrize("score", ["fresh", "bank"])
-@pytest.mark.parametrize("proposals", ["in_batch", "index", "both"])
-def test_weights_are_shares_of_kept_states_on_allowed_columns(data, proposals, score):
+@pytest.mark.parametrize("score", ["fresh", "bank", "delayed"])
+@pytest.mark.parametrize("start", ["persistent", "fresh"])
+@pytest.mark.parametrize(
+    ("proposals", "pool"), [("in_batch", False), ("index", False), ("both", False), ("index", True), ("both", True)]
+)
+def test_weights_are_shares_of_kept_states_on_allowed_columns(data, proposals, pool, start, score):
     z, snapshot = data
     exclude = Exclusions(N, groups=torch.arange(N) % 20)
     made = sampler(
-        snapshot, proposals=proposals, score=score, proposal=partial(NEAREST, exclude=exclude), exclude=exclude
+        snapshot,
+        proposals=proposals,
+        pool=pool,
+        draws=32 if pool else 2,
+        start=start,
+        score=score,
+        proposal=partial(NEAREST, exclude=exclude),
+        exclude=exclude,
     )
     for rows in torch.randperm(N, generator=torch.Generator().manual_seed(0)).split(16):
         batch, (scores, weights, positive_weight), info = visit(made, z, rows)
@@ -118,7 +175,7 @@ def test_weights_are_shares_of_kept_states_on_allowed_columns(data, proposals, s
         assert weights[same].sum() == 0
         assert info["extra_encodings"] == len(batch.drawn_rows)
         assert 0 <= info["moved"] <= 1
-        assert ("acceptance_in_batch" in info) == (proposals != "index")
+        assert ("acceptance_in_batch" in info) == (proposals != "index" and not pool)
 
 
 def test_drawn_rows_are_distinct_further_and_hold_every_carried_state(data):
@@ -187,6 +244,12 @@ def test_it_resumes_to_the_same_visits(data):
     assert torch.equal(first.chains, second.chains)
 
 
+def test_fresh_queries_are_asked_for(data):
+    _, snapshot = data
+    with pytest.raises(ValueError, match="queries=None"):
+        sampler(snapshot, query="fresh").draw(torch.arange(4))
+
+
 def test_a_batch_that_was_not_drawn_for_is_refused(data):
     z, snapshot = data
     made = sampler(snapshot)
@@ -203,6 +266,10 @@ def test_a_batch_that_was_not_drawn_for_is_refused(data):
         ({"score": "old"}, "score='old'"),
         ({"burn_in": 1.0}, "burn_in=1.0"),
         ({"batch_views": "two"}, "batch_views='two'"),
+        ({"start": "warm"}, "start='warm'"),
+        ({"query": "old"}, "query='old'"),
+        ({"pool": True, "batch_views": "all"}, "batch_views='all'"),
+        ({"proposals": "in_batch", "pool": True}, "draws nothing from the index"),
         ({"proposals": "index", "proposal": None}, "needs `proposal`"),
         ({"proposals": "both", "draws": 0}, "draws=0"),
     ],

@@ -11,6 +11,7 @@ from scipy import stats
 from negbank import Exclusions, Snapshot
 from negbank.proposals import Anchors, Cells, HeadTail, Mixture, Nearest, StaleSoftmax, Uniform
 from samplers.metropolis import NO_STATE, acceptance, scan, scan_reference
+from samplers.mixing import total_variation
 
 N, BETA = 250, 14.28
 
@@ -69,6 +70,58 @@ def test_dropping_the_density_ratio_would_be_seen(clustered):
     pi = torch.softmax(log_target[0], 0)
     wrong = transition(log_target[0], log_q[0].exp())
     assert (pi @ wrong - pi).abs().sum() > 0.05
+
+
+def corrected(inner, log_weight):
+    """The second stage of delayed acceptance, for every pair: log_weight = log π / π̃."""
+    accept = acceptance(log_weight[None, :].expand(N, N), log_weight[:, None].expand(N, N))
+    matrix = (inner * accept).fill_diagonal_(0.0)
+    return matrix + torch.diag(1 - matrix.sum(1))
+
+
+@pytest.mark.parametrize("proposal", PROPOSALS)
+def test_delayed_acceptance_has_the_fresh_target_where_bank_scores_have_not(clustered, proposal):
+    """A visit: steps on the bank's scores, in one order of its kernels or the other, and one correction by fresh ones."""
+    log_target, log_q = setting(clustered, PROPOSALS[proposal])
+    bank = clustered(N, spread=0.6).double()
+    bank = bank + 0.1 * torch.randn(bank.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    bank = torch.nn.functional.normalize(bank, dim=1)
+    log_stale = torch.where(log_q > -torch.inf, BETA * bank @ bank.T, -torch.inf)
+    for anchor in (0, 17, 101):
+        pi, log_pi, log_pi_stale = torch.softmax(log_target[anchor], 0), log_target[anchor], log_stale[anchor]
+        log_weight = torch.where(log_q[anchor] > -torch.inf, log_pi_stale - log_q[anchor], -torch.inf)
+        index_step = transition(log_weight, log_q[anchor].exp())
+        uniform_step = transition(log_pi_stale, (pi > 0).double() / (pi > 0).sum())
+        inner = (uniform_step @ index_step @ index_step + index_step @ index_step @ uniform_step) / 2
+        visit = corrected(inner, torch.where(pi > 0, log_pi - log_pi_stale, -torch.inf))
+        assert (pi @ visit - pi).abs().sum() < 1e-10
+        assert (pi @ inner - pi).abs().sum() > 0.02  # bank scores alone
+
+
+@pytest.mark.parametrize("batch", [0, 15])
+def test_a_pool_and_the_batch_are_one_kernel_with_the_mixture_density(clustered, batch):
+    """Proposals from M q̄ + (B − 1) / (N − 1), which may be the anchor's own row: never entered."""
+    log_target, log_q = setting(clustered, PROPOSALS["nearest"])
+    members, draws = torch.arange(0, 160, 10), 24
+    pooled = log_q[members].exp().mean(0)
+    for anchor in (0, 70):
+        uniform = (torch.arange(N) != anchor).double() / (N - 1)
+        mixed = (draws * pooled + batch * uniform) / (draws + batch)
+        log_weight = torch.where(log_target[anchor] > -torch.inf, log_target[anchor] - mixed.log(), -torch.inf)
+        pi, matrix = torch.softmax(log_target[anchor], 0), transition(log_weight, mixed)
+        assert (pi @ matrix - pi).abs().sum() < 1e-10
+
+
+@pytest.mark.parametrize("proposal", PROPOSALS)
+def test_a_fresh_start_is_a_first_proposal_and_comes_to_the_target_at_the_rate_that_mixing_says(clustered, proposal):
+    log_target, log_q = setting(clustered, PROPOSALS[proposal])
+    law, pi = log_q[5].exp(), torch.softmax(log_target[5], 0)
+    matrix = transition(torch.where(pi > 0, log_target[5] - log_q[5], -torch.inf), log_q[5].exp())
+    said = total_variation(log_target[5], log_q[5], law, 20)
+    for step in range(21):
+        assert abs(float((law - pi).abs().sum() / 2 - said[step])) < 1e-10
+        law = law @ matrix
+    assert said[20] < said[0]
 
 
 def random_scan(seed, dtype=torch.float64, kinds=2, chains=64, candidates=40, steps=50):
