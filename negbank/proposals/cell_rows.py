@@ -53,16 +53,13 @@ class CellRows:
         last = torch.where(group < 0, 0, self._offsets[group.clamp(min=0) + 1])
         at = first[:, None] + torch.arange(int((last - first).max()) if len(rows) else 0, device=device)
         inside, at = at < last[:, None], at.clamp(max=max(0, len(self._pair_cell) - 1))
-        size, start = torch.zeros(2, len(rows), cells + 1, dtype=torch.int64, device=device)  # one cell for padding
-        if at.shape[1]:
-            cell = torch.where(inside, self._pair_cell[at], cells)
-            size.scatter_(1, cell, self._pair_size[at])
-            start.scatter_(1, cell, self._pair_start[at])
+        cell = torch.where(inside, self._pair_cell[at], cells)
+        size, start = torch.where(inside, self._pair_size[at], 0), torch.where(inside, self._pair_start[at], 0)
         listed = self._exclude.listed(rows)
         ids = torch.where(listed < len(self._every), self._every[listed.clamp(max=len(self._every) - 1)], NO_ROW)
         ids = torch.cat((ids, taken), 1)
         skips = torch.where(ids < 0, NO_ROW, self._position[ids.clamp(min=0)])
-        return AnchorCells(self, size[:, :-1], start[:, :-1], skips)
+        return AnchorCells(self, cell, size, start, skips)
 
 
 class AnchorCells:
@@ -70,34 +67,51 @@ class AnchorCells:
 
     Args:
         layout: the positions of all allowed rows.
-        group_size, group_start: (A, C) rows of an anchor's group in each cell, and the position they start at.
+        group_cell, group_size, group_start: (A, P) the cells that hold rows of an anchor's group, ascending and padded
+            by C, how many of them, and the position they start at.
         skips: (A, E) further positions that may not be drawn, outside the group; −1 pads.
 
     Attributes:
         counts: (A, C) n_i(c).
     """
 
-    def __init__(self, layout: CellRows, group_size: Tensor, group_start: Tensor, skips: Tensor) -> None:
-        self._layout, self._group_size, self._group_start = layout, group_size, group_start
-        self._before = group_size.cumsum(1) - group_size
+    def __init__(
+        self, layout: CellRows, group_cell: Tensor, group_size: Tensor, group_start: Tensor, skips: Tensor
+    ) -> None:
+        self._layout = layout
         bounds, far = layout.bounds, 2 * len(layout.order)
-        skips = torch.where(skips < 0, far, skips).sort(1).values
+        end = group_cell.new_full((len(group_cell), 1), len(bounds) - 1)  # one more cell, for padding
+        self._group_cell = torch.cat((group_cell, end), 1)
+        self._group_size = torch.cat((group_size, torch.zeros_like(end)), 1)
+        self._group_start = torch.cat((group_start, torch.zeros_like(end)), 1)
+        self._group_before = self._group_size.cumsum(1) - self._group_size
+        self._skips = skips = torch.where(skips < 0, far, skips).sort(1).values
         cell = torch.searchsorted(bounds, skips, right=True) - 1  # C where padded
-        skipped = group_size.new_zeros(len(skips), len(bounds)).scatter_add_(1, cell, torch.ones_like(cell))
-        self.counts = bounds.diff() - group_size - skipped[:, :-1]
-        self._first = self.counts.cumsum(1) - self.counts
-        cell = cell.clamp(max=len(bounds) - 2)
-        within = torch.where(skips > group_start.gather(1, cell), group_size.gather(1, cell), 0)
-        gaps = skips - self._before.gather(1, cell) - within - torch.arange(skips.shape[1], device=skips.device)
+        counts = torch.cat((bounds.diff(), bounds.new_zeros(1))).expand(len(skips), -1).clone()
+        counts.scatter_add_(1, self._group_cell, -self._group_size)
+        self.counts = counts.scatter_add_(1, cell, -torch.ones_like(cell))[:, :-1]
+        before, size, start = self._group(cell)
+        within = torch.where(skips > start, size, 0)
+        gaps = skips - before - within - torch.arange(skips.shape[1], device=skips.device)
         self._gaps = torch.where(skips == far, far, gaps)
+
+    def _group(self, cell: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of cells (A, n): rows of the anchor's group in cells before, in this one, and the position of the latter."""
+        at = torch.searchsorted(self._group_cell, cell)
+        here = self._group_cell.gather(1, at) == cell
+        size = torch.where(here, self._group_size.gather(1, at), 0)
+        return self._group_before.gather(1, at), size, self._group_start.gather(1, at)
 
     def pick(self, cell: Tensor, at: Tensor) -> Tensor:
         """The ids (A, n) of the rows numbered at (A, n), from 0 to `counts`, of cells (A, n)."""
-        place = self._first.gather(1, cell) + at
+        first = self._layout.bounds[cell]
+        before, size, start = self._group(cell)
+        place = first - before + at
         if self._gaps.shape[1]:
+            place = place - torch.searchsorted(self._skips, first)
             place = place + torch.searchsorted(self._gaps, place, right=True)
-        place = place + self._before.gather(1, cell)
-        place = place + torch.where(place >= self._group_start.gather(1, cell), self._group_size.gather(1, cell), 0)
+        place = place + before
+        place = place + torch.where(place >= start, size, 0)
         return self._layout.order[place.clamp(max=len(self._layout.order) - 1)]
 
     def cell_of(self, ids: Tensor) -> Tensor:

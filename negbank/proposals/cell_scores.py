@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from negbank.index import Cells
-from negbank.index.contract import exact_scores
+
+BLOCK = 64
+"""Queries of one product."""
 
 
 class CellScores:
@@ -25,11 +27,22 @@ class CellScores:
         sums = vectors.new_zeros(len(cells.sizes), vectors.shape[1]).index_add_(
             0, cells.assignment[rows], vectors[rows]
         )
-        self._means = sums / cells.sizes.clamp(min=1)[:, None]
-        self._spread = (1 - self._means.square().sum(1)).clamp(min=0).double() / vectors.shape[1]
+        means = sums / cells.sizes.clamp(min=1)[:, None]
+        self._spread = (1 - means.square().sum(1)).clamp(min=0) / vectors.shape[1]
+        self._means = torch.zeros(_padded(len(means), BLOCK), _padded(vectors.shape[1], 16), device=vectors.device)
+        self._means[: len(means), : vectors.shape[1]] = means
 
     def __call__(self, queries: Tensor, temperature: float) -> Tensor:
-        """a(c) of queries (A, D): (A, C) float64; of no meaning for an empty cell."""
-        every = torch.arange(len(self._means), device=queries.device).expand(len(queries), -1)
-        scores = exact_scores(self._means, queries, every)
-        return scores.double() / temperature + self._spread / (2 * temperature**2)
+        """a(c) of queries (A, D): (A, C) float32; of no meaning for an empty cell.
+
+        Products of one shape, whatever the number of queries, so that a score does not depend on which others share
+        the call.
+        """
+        padded = queries.new_zeros(_padded(len(queries), BLOCK), self._means.shape[1], dtype=torch.float32)
+        padded[: len(queries), : queries.shape[1]] = queries
+        scores = torch.cat([block @ self._means.T for block in padded.split(BLOCK)]) if len(queries) else padded
+        return scores[: len(queries), : len(self._spread)] / temperature + self._spread / (2 * temperature**2)
+
+
+def _padded(size: int, step: int) -> int:
+    return -(-size // step) * step

@@ -101,24 +101,30 @@ class HeadTailDistribution:
     ) -> None:
         self._rows, self._tail, self._exclude = rows, tail, exclude
         self._head, order = head.sort(1)
-        counts = tail.counts.double()
-        logits = torch.cat((head_logits.gather(1, order), tail_logits + counts.log()), 1)
-        empty = (logits == -torch.inf).all(1)
-        self._floor = torch.where(empty, 1.0, floor).double()[:, None]
+        top = torch.where(tail.counts > 0, tail_logits, -torch.inf).amax(1, keepdim=True)
+        if head.shape[1]:
+            top = torch.maximum(top, head_logits.amax(1, keepdim=True).float())
+        empty = top == -torch.inf
+        top = torch.where(empty, 0.0, top)
+        # e_i of a cell's row is single precision by definition; sums and quotients, and so normalisation, are double.
+        of_head = (head_logits.gather(1, order) - top).exp()
+        of_row = (tail_logits - top).clamp(max=0).exp().double()
+        mass = torch.cat((of_head, of_row * tail.counts), 1)
+        self._cumulative = mass.cumsum(1)
+        total = torch.where(empty, 1.0, self._cumulative[:, -1:])
+        self._floor = torch.where(empty, 1.0, floor).double()
         self._base = self._floor / exclude.count(rows)[:, None]
-        self._probs = torch.softmax(logits, 1).nan_to_num(0.0)
-        self._of_head = self._probs[:, : head.shape[1]]
-        self._of_row = self._probs[:, head.shape[1] :] / counts.clamp(min=1)
+        self._scale = (1 - self._floor) / total
+        self._of_head, self._of_row, self._mass = of_head, of_row, mass
 
     def sample(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
         """See `ProposalDistribution.sample`."""
         shape, device, k = (len(self._rows), n), self._rows.device, self._head.shape[1]
         coin, point, within = uniforms((3, *shape), generator=generator, device=device)
         below = self._exclude.uniform(self._rows, n, generator=generator)
-        cumulative = self._probs.cumsum(1)
-        at = torch.searchsorted(cumulative, point * cumulative[:, -1:], right=True)
-        at = at.clamp(max=self._probs.shape[1] - 1)
-        rounded = self._probs.gather(1, at) == 0  # a point rounded up to the last sum, one in 2^53
+        at = torch.searchsorted(self._cumulative, point * self._cumulative[:, -1:], right=True)
+        at = at.clamp(max=self._mass.shape[1] - 1)
+        rounded = self._mass.gather(1, at) == 0  # a point rounded up to the last sum, one in 2^53
         cell = (at - k).clamp(min=0)
         drawn = self._tail.pick(cell, (within * self._tail.counts.gather(1, cell)).long())
         if k:
@@ -133,5 +139,5 @@ class HeadTailDistribution:
         if self._head.shape[1]:
             at = torch.searchsorted(self._head, ids).clamp(max=self._head.shape[1] - 1)
             own = torch.where(self._head.gather(1, at) == ids, self._of_head.gather(1, at), own)
-        q = self._base + (1 - self._floor) * own
+        q = self._base + self._scale * own
         return torch.where(self._exclude.allowed(self._rows, ids), q.log(), -torch.inf)
