@@ -25,10 +25,10 @@ def visit(z: torch.Tensor, run: Callable[..., Scan]) -> torch.Tensor:
     count = len(z)
     rows = torch.arange(count // 2).repeat(2)
     order = torch.randperm(count)
-    proposals = torch.where(rows[order] == rows[:, None], NO_STATE, order)
-    log_u = torch.rand(count, count).log_()
+    proposals = torch.where(rows[order, None] == rows, NO_STATE, order[:, None]).T  # step by step, as the scan reads
+    log_u = torch.rand(count, count).log_().T
     kernels, start = torch.zeros(count, dtype=torch.int64), torch.full((count,), NO_STATE)
-    counts = run((z @ z.T / TEMPERATURE)[None], proposals, kernels, log_u, start, burn_in=count // 2).counts
+    counts = run((z / TEMPERATURE @ z.T)[None], proposals, kernels, log_u, start, burn_in=count // 2).counts
     return counts / counts.sum(1, keepdim=True)
 
 

@@ -1,11 +1,12 @@
 """How fast chains with each proposal mix, and what its draws are worth, exactly: on scikit-learn digits.
 
-    python benchmarks/proposals.py [--cosine 0.97] [--query bank|fresh] [--anchors 120]
+    python benchmarks/proposals.py [--cosine 0.97] [--query bank|fresh] [--anchors 120] [--adapt]
 
 1797 rows, the 32 leading principal components scaled by the square roots of their singular values, normalised;
 β = 1/0.07. The bank is the truth moved by Gaussian noise to the given mean cosine. Columns R: exact total variation to
 π after R proposals from a uniform start (samplers/mixing.py), mean over anchors. ESS: effective draws a draw. sup: the
-median over anchors of sup π/q. `query`: the bank's row, known before the forward pass, or the fresh embedding.
+median over anchors of sup π/q. `adapt`: with adapt=True, fitted to a probe of 64 other rows.
+`query`: the bank's row, known before the forward pass, or the fresh embedding.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ import torch
 from sklearn.datasets import load_digits
 
 from negbank import Snapshot
-from negbank.proposals import Anchors, Cells, HeadTail, Mixture, Nearest, StaleSoftmax, Uniform
+from negbank.proposals import Anchors, Cells, HeadTail, Mixture, Nearest, Proposal, StaleSoftmax, Uniform, measure
 from samplers.mixing import effective_sample_size, supremum, total_variation
+from train.ablation.sources import moved
 
 BETA, BUDGETS = 1 / 0.07, (1, 8, 16, 64)
 
@@ -29,32 +31,23 @@ def truth() -> torch.Tensor:
     return torch.nn.functional.normalize(u[:, :32] * s[:32].sqrt(), dim=1)
 
 
-def moved(z: torch.Tensor, cosine: float) -> torch.Tensor:
-    """Rows at mean cosine `cosine` to z (N, D): Gaussian noise of the size that bisection finds."""
-    noise = torch.randn(z.shape, generator=torch.Generator().manual_seed(1), dtype=z.dtype)
-    low, high = 0.0, 4.0
-    for _ in range(50):
-        middle = (low + high) / 2
-        found = torch.nn.functional.normalize(z + middle * noise, dim=1)
-        low, high = (middle, high) if float((found * z).sum(1).mean()) > cosine else (low, middle)
-    return found
-
-
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--cosine", type=float, default=0.97)
     arguments.add_argument("--query", choices=("bank", "fresh"), default="bank")
     arguments.add_argument("--anchors", type=int, default=120)
+    arguments.add_argument("--adapt", action="store_true")
     options = arguments.parse_args()
     z = truth()
-    snapshot = Snapshot.build(moved(z, options.cosine), factory="exact")
+    snapshot = Snapshot.build(moved(z, options.cosine, seed=1), factory="exact")
     count = len(z)
-    rows = torch.randperm(count, generator=torch.Generator().manual_seed(0))[: options.anchors]
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
+    rows, probed = order[: options.anchors], order[options.anchors : options.anchors + 64]
     anchors = Anchors(rows, snapshot.vectors[rows] if options.query == "bank" else z[rows].float())
     others = torch.arange(count) != rows[:, None]
     target = torch.where(others, BETA * z[rows] @ z.T, -torch.inf)
     start = others.double() / (count - 1)
-    proposals = {
+    proposals: dict[str, Proposal] = {
         "Uniform": Uniform(snapshot),
         "Nearest k=50 floor .5": Nearest(snapshot, 50, floor=0.5),
         "Nearest (k=64 floor .3)": Nearest(snapshot),
@@ -64,6 +57,10 @@ def main() -> None:
         "StaleSoftmax": StaleSoftmax(snapshot),
         "½ HeadTail + ½ Cells": Mixture([HeadTail(snapshot), Cells(snapshot)], [0.5, 0.5]),
     }
+    if options.adapt:
+        generator = torch.Generator().manual_seed(5)
+        probe = measure(snapshot, probed, lambda r: z[r], fresh_queries=options.query == "fresh", generator=generator)
+        proposals = {kind.__name__: kind(snapshot, adapt=True, probe=probe) for kind in (Nearest, HeadTail, Cells)}
     print(f"| proposal | {' | '.join(f'R={r}' for r in BUDGETS)} | ESS | sup |\n|---|{'---|' * (len(BUDGETS) + 2)}")
     for name, proposal in proposals.items():
         log_q = proposal(anchors).log_prob(torch.arange(count).expand(len(rows), -1))

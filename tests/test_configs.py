@@ -7,26 +7,34 @@ from pathlib import Path
 import pytest
 
 from train.build import build_embedder
-from train.config import load
+from train.config import COMMANDS, load, root_of
+from train.options import Ablation, Config
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("**/*.yaml"))
+RUNS = [path for path in CONFIGS if root_of(path) is Config]
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)
 def test_it_is_valid_and_its_header_has_the_command(path):
-    config, notes = load(path)
+    root = root_of(path)
+    config, notes = load(path, root=root)
     assert not notes
     header = [line for line in path.read_text().splitlines() if line.startswith("#")]
-    assert any(f"negbank train configs/{path.name}" in line for line in header)
-    assert config.run.dir == f"runs/{path.stem}"
+    assert any(f"negbank {COMMANDS[root]} configs/{path.name}" in line for line in header)
+    assert (config.run.dir if root is Config else config.out) == f"runs/{path.stem}"
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)
+@pytest.mark.parametrize("path", RUNS, ids=lambda p: p.name)
 def test_its_encoder_can_be_built(path):
     config, _ = load(path)
     channels = 1 if config.data.type in ("mnist5k", "digits", "fashion_mnist") else 3
     assert sum(p.numel() for p in build_embedder(config, channels=channels).parameters()) > 10_000
+
+
+def test_there_is_an_ablation_for_each_source():
+    ablations = [load(path, root=Ablation)[0] for path in CONFIGS if path not in RUNS]
+    assert {config.source.type for config in ablations} == {"npy", "snapshots"}
 
 
 def test_there_is_one_for_the_quickstart_and_each_published_setting():

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from negbank import EmbeddingBank, Exclusions, Refresher, Snapshot
-from negbank.proposals import Cells, HeadTail, Nearest, Proposal, StaleSoftmax, Uniform
+from negbank.proposals import Cells, HeadTail, Nearest, Probe, Proposal, StaleSoftmax, Uniform, measure
 from samplers import batches as batch_samplers
 from samplers.negatives import Emc2, Importance, InBatch, NegativeSampler
 from train import optim
@@ -62,9 +62,12 @@ def build(config: Config, *, embedder: nn.Module | None = None, splits: Splits |
             f"batches.batch_size={config.batches.batch_size}: data.type={config.data.type} has {count} training rows; "
             f"choose at most that"
         )
-    k = getattr(getattr(config.negatives, "proposal", None), "k", 1)
-    if k >= count:
-        raise ValueError(f"negatives.proposal.k={k}: there are only {count - 1} other training rows; lower k")
+    ablated = config.ablation.proposals if config.ablation.every is not None else []
+    named = {f"ablation.proposals[{i}]": each for i, each in enumerate(ablated)}
+    for path, each in {"negatives.proposal": getattr(config.negatives, "proposal", None), **named}.items():
+        k = getattr(each, "k", 1)
+        if k >= count:
+            raise ValueError(f"{path}.k={k}: there are only {count - 1} other training rows; lower k")
     augment, plain = views(config, splits)
     if embedder is None:
         embedder = build_embedder(config, channels=splits.train.shape[0])
@@ -77,8 +80,8 @@ def build(config: Config, *, embedder: nn.Module | None = None, splits: Splits |
     width = inference.embeddings(splits.train, torch.arange(2)).shape[1]
     bank = EmbeddingBank(count, width, device=device)
     batches = batch_samplers.Uniform(count, config.batches.batch_size, generator=generator(seed, "batches"))
-    negatives = build_negatives(config, count, device)
     refresher = None
+    negatives = build_negatives(config, count, device, lambda: None if refresher is None else refresher.staleness)
     if wants_snapshot(config):
         unit = len(batches) if config.refresh.unit == "epochs" else 1
         refresher = Refresher(
@@ -87,6 +90,7 @@ def build(config: Config, *, embedder: nn.Module | None = None, splits: Splits |
             mode=config.refresh.mode,
             encode=functools.partial(inference.embeddings, splits.train),
             max_drift=config.refresh.max_drift,
+            measure=staleness_probe(config, count, negatives.fresh_queries),
             check_every=config.refresh.check_every,
             probe_rows=config.refresh.probe_rows,
             factory=config.index.factory,
@@ -173,24 +177,51 @@ def build_optimiser(config: Config, module: nn.Module) -> torch.optim.Optimizer:
     return optim.build(config.optim.type, module, **options)
 
 
-def build_negatives(config: Config, num_rows: int, device: torch.device) -> NegativeSampler:
+Staleness = Callable[[], Probe | None]
+"""The newest probe of the snapshot in use, if one was taken."""
+
+
+def staleness_probe(
+    config: Config, num_rows: int, fresh_queries: bool
+) -> Callable[[Snapshot, Callable[[Tensor], Tensor], int], Probe] | None:
+    """What the refresher measures for proposals that adapt; None where none does."""
+    if not getattr(getattr(config.negatives, "proposal", None), "adapt", False):
+        return None
+    seed = generator(config.run.seed, "negatives").initial_seed()
+
+    def probe(snapshot: Snapshot, encode: Callable[[Tensor], Tensor], step: int) -> Probe:
+        random = torch.Generator().manual_seed(seed + step)  # of the step alone: nothing to resume
+        every = torch.arange(num_rows, device=snapshot.vectors.device) if snapshot.rows is None else snapshot.rows
+        rows = every[torch.randperm(len(every), generator=random)[: config.refresh.probe_rows // 4].to(every.device)]
+        return measure(
+            snapshot, rows, encode, temperature=config.loss.temperature, draws=2 * config.refresh.probe_rows,
+            fresh_queries=fresh_queries, generator=random,
+        )  # fmt: skip
+
+    return probe
+
+
+def build_negatives(config: Config, num_rows: int, device: torch.device, staleness: Staleness) -> NegativeSampler:
     """The negative sampler that `config.negatives` names."""
-    return NEGATIVES[config.negatives.type](config, num_rows, device)
+    return NEGATIVES[config.negatives.type](config, num_rows, device, staleness)
 
 
-def _in_batch(config: Config, num_rows: int, device: torch.device) -> NegativeSampler:
+def _in_batch(config: Config, num_rows: int, device: torch.device, staleness: Staleness) -> NegativeSampler:
     return InBatch(temperature=config.loss.temperature)
 
 
-def _emc2(config: Config, num_rows: int, device: torch.device) -> NegativeSampler:
+def _emc2(config: Config, num_rows: int, device: torch.device, staleness: Staleness) -> NegativeSampler:
     options = config.negatives
     exclude = Exclusions(num_rows).to(device)
     return Emc2(
         num_rows,
         temperature=config.loss.temperature,
         proposals=options.proposals,
-        proposal=functools.partial(_proposal, config, exclude),
+        proposal=functools.partial(_proposal, config, exclude, staleness),
         draws=options.draws,
+        pool=options.pool,
+        query=options.query,
+        start=options.start,
         burn_in=options.burn_in,
         score=options.score,
         batch_views=options.batch_views,
@@ -200,15 +231,16 @@ def _emc2(config: Config, num_rows: int, device: torch.device) -> NegativeSample
     )
 
 
-def _importance(config: Config, num_rows: int, device: torch.device) -> NegativeSampler:
+def _importance(config: Config, num_rows: int, device: torch.device, staleness: Staleness) -> NegativeSampler:
     options = config.negatives
     exclude = Exclusions(num_rows).to(device)
     return Importance(
         num_rows,
         temperature=config.loss.temperature,
-        proposal=functools.partial(_proposal, config, exclude),
+        proposal=functools.partial(_proposal, config, exclude, staleness),
         draws=options.draws,
         pool=options.pool,
+        query=options.query,
         batch=options.batch,
         positive=options.positive,
         exclude=exclude,
@@ -216,15 +248,18 @@ def _importance(config: Config, num_rows: int, device: torch.device) -> Negative
     )
 
 
-def _proposal(config: Config, exclude: Exclusions, snapshot: Snapshot) -> Proposal:
+def _proposal(config: Config, exclude: Exclusions, staleness: Staleness, snapshot: Snapshot) -> Proposal:
     """The proposal that `config.negatives.proposal` names; its temperature is the loss's unless it has its own."""
     options = {k: v for k, v in vars(config.negatives.proposal).items() if k != "type"}
     if options.get("temperature", 1.0) is None:
         options["temperature"] = config.loss.temperature
+    if options.get("adapt"):
+        options["probe"] = staleness()
+        options["adapt"] = options["probe"] is not None
     return PROPOSALS[config.negatives.proposal.type](snapshot, exclude=exclude, **options)
 
 
-NEGATIVES: dict[str, Callable[[Config, int, torch.device], NegativeSampler]] = {
+NEGATIVES: dict[str, Callable[[Config, int, torch.device, Staleness], NegativeSampler]] = {
     "emc2": _emc2,
     "importance": _importance,
     "in_batch": _in_batch,
@@ -239,8 +274,11 @@ PROPOSALS: dict[str, Callable[..., Proposal]] = {
 
 
 def wants_snapshot(config: Config) -> bool:
-    """Whether any sampler of the run reads the bank's index; if none does, none is built."""
-    return hasattr(config.negatives, "proposal") and getattr(config.negatives, "proposals", "index") != "in_batch"
+    """Whether any sampler or ablation of the run reads the bank's index; if none does, none is built."""
+    if config.ablation.every is not None:
+        return True
+    in_batch = getattr(config.negatives, "proposals", "index") == "in_batch"
+    return hasattr(config.negatives, "proposal") and not (in_batch and config.negatives.score == "fresh")
 
 
 def choose_device(name: str) -> torch.device:

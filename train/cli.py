@@ -12,7 +12,8 @@ from pathlib import Path
 # small operations then takes seconds; a short spin costs nothing measurable where none does. Read when torch loads.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
-from train.config import ConfigError, describe, load
+from train.config import ConfigError, describe, load, root_of
+from train.options import Ablation, Config
 
 EXAMPLES = """\
 examples:
@@ -20,8 +21,19 @@ examples:
   negbank train configs/quickstart.yaml negatives.type=in_batch run.dir=runs/simclr
   negbank train --resume runs/quickstart                         go on after an interruption
   negbank eval runs/quickstart                                   measure the newest checkpoint
+  negbank ablate configs/ablate_npy.yaml source.path=mine.npy    compare proposals on your embeddings
   negbank validate configs/*.yaml                                check files without running them
   negbank keys                                                   every key, its default and its meaning
+"""
+ABLATE_EXAMPLES = """\
+examples:
+  negbank ablate configs/ablate_npy.yaml source.path=mine.npy    embeddings in a file, with simulated drift
+  negbank ablate configs/ablate_npy.yaml source.path=mine.npy 'temperatures=[0.07, 0.2]' 'queries=[bank, fresh]'
+  negbank ablate configs/ablate_npy.yaml 'proposals=[{type: uniform}, {type: nearest, k: 32}]' out=ablation/k32
+  negbank ablate configs/ablate_snapshots.yaml source.bank=OLDER source.truth=NEWER
+                                                                 the drift of a run, between two of its snapshots
+  negbank train configs/quickstart.yaml ablation.every=500       inside a run, into run.dir/ablation
+  negbank keys ablate                                            every key, its default and its meaning
 """
 
 
@@ -49,7 +61,19 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("run_dir", type=Path, metavar="RUN_DIR")
     validate = commands.add_parser("validate", help="check configuration files and report all problems")
     validate.add_argument("configs", type=Path, nargs="+", metavar="CONFIG")
-    commands.add_parser("keys", help="list every key with its default and meaning")
+    ablate = commands.add_parser(
+        "ablate", help="compare proposals: bias, mixing and cost", epilog=ABLATE_EXAMPLES, formatter_class=raw,
+        usage="negbank ablate CONFIG [key=value ...] [--overwrite]",
+        description="Measure proposals over a stale bank, exactly, for every temperature, level of staleness and\n"
+        "number of draws that a YAML file asks for: total variation, bias and variance of the gradient's\n"
+        "direction, effective draws, sup π/q, acceptance, encodings and milliseconds. `key=value` changes a key of\n"
+        "the file. Writes report.html, ablation.csv, ablation.jsonl, tv.png and bias.png into the folder `out`. The\n"
+        "same command goes on after an interruption; a folder with results of another configuration is refused.",
+    )  # fmt: skip
+    ablate.add_argument("config", type=Path, metavar="CONFIG", help="a YAML file, such as configs/ablate_npy.yaml")
+    ablate.add_argument("--overwrite", action="store_true", help="replace the results that `out` holds already")
+    keys = commands.add_parser("keys", help="list every key with its default and meaning")
+    keys.add_argument("of", nargs="?", choices=("train", "ablate"), default="train", help="of which command's files")
     return top
 
 
@@ -57,15 +81,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code: 0, 1 for a failed run, 2 for bad input, 128 + n after signal n."""
     options, rest = parser().parse_known_args(arguments)
     overrides = [word for word in rest if "=" in word and not word.startswith("-")]
-    if rest != overrides or (overrides and options.command != "train"):
+    if rest != overrides or (overrides and options.command not in ("train", "ablate")):
         parser().error(f"unknown: {' '.join(word for word in rest if word not in overrides) or ' '.join(rest)}")
     try:
         if options.command == "keys":
-            for key, default, text in describe():
+            for key, default, text in describe(Ablation if options.of == "ablate" else Config):
                 print(f"{key} = {default}\n    {text}")
             return 0
         if options.command == "validate":
             return _validate(options.configs)
+        if options.command == "ablate":
+            return _ablate(options, overrides)
         return _train(options, overrides) if options.command == "train" else _evaluate(options.run_dir)
     except (ValueError, FileNotFoundError) as error:  # ConfigError is a ValueError
         print(f"negbank: {error}", file=sys.stderr)
@@ -76,7 +102,7 @@ def _validate(paths: list[Path]) -> int:
     failed = 0
     for path in paths:
         try:
-            load(path)
+            load(path, root=root_of(path))
             print(f"{path}: ok")
         except ConfigError as error:
             print(error, file=sys.stderr)
@@ -118,6 +144,25 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> int:
         return 1
     print(report.table(summary))
     print(f"written to {folder}: summary.json, summary.png, metrics.jsonl, checkpoints/, tensorboard/")
+    return 0
+
+
+def _ablate(options: argparse.Namespace, overrides: list[str]) -> int:
+    from negbank import DamagedSnapshotError
+    from train import ablation
+
+    config, notes = load(options.config, overrides, root=Ablation)
+    for note in notes:
+        print(f"note: {note}")
+    try:
+        print(ablation.from_config(config, overwrite=options.overwrite))
+    except KeyboardInterrupt:
+        print("negbank: stopped; the same command goes on from the last finished cell", file=sys.stderr)
+        return 130
+    except (ablation.AblationError, DamagedSnapshotError, OSError) as error:
+        print(f"negbank: {error}", file=sys.stderr)
+        return 1
+    print(f"written to {config.out}: report.html, ablation.csv, ablation.jsonl, tv.png, bias.png")
     return 0
 
 

@@ -1,8 +1,8 @@
-"""A run's configuration: YAML and `key=value` overrides into dataclasses, with every mistake reported at once.
+"""A configuration: YAML and `key=value` overrides into dataclasses, with every mistake reported at once.
 
-The keys are the dataclasses of `train/options.py`; nothing is ever imported by a name that a file gives. Overriding a
-`type` on the command line drops the options of the old type that the new one does not know, so that one override is
-enough to change a method.
+The keys are the dataclasses of `train/options.py`, from `Config` for a run or `Ablation` for `negbank ablate`; nothing
+is ever imported by a name that a file gives. Overriding a `type` on the command line drops the options of the old type
+that the new one does not know, so that one override is enough to change a method.
 """
 
 from __future__ import annotations
@@ -14,12 +14,16 @@ import types
 import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from train.options import TYPES, Config
+from train.options import TYPES, Ablation, Config
+
+COMMANDS: dict[type[Any], str] = {Config: "train", Ablation: "ablate"}
+"""Whose configuration each root is."""
+Root = TypeVar("Root", Config, Ablation)
 
 
 class ConfigError(ValueError):
@@ -30,8 +34,17 @@ class ConfigError(ValueError):
         self.problems = list(problems)
 
 
-def load(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Config, list[str]]:
+@typing.overload
+def load(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Config, list[str]]: ...
+@typing.overload
+def load(path: str | Path, overrides: Sequence[str] = (), *, root: type[Root]) -> tuple[Root, list[str]]: ...
+def load(path: str | Path, overrides: Sequence[str] = (), *, root: type[Any] = Config) -> tuple[Any, list[str]]:
     """Read a YAML file, apply `key=value` overrides, check everything.
+
+    Args:
+        path: the file.
+        overrides: changes to it.
+        root: `Config` for a run, `Ablation` for an ablation.
 
     Returns:
         The configuration, and notes on what an override of a `type` dropped.
@@ -39,16 +52,18 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Config, list[
     Raises:
         ConfigError: with every problem found, each naming its key and what to do.
     """
-    try:
-        data = OmegaConf.load(path)
-    except FileNotFoundError:
-        raise ConfigError(str(path), ["no such file; give the path of a YAML file"]) from None
-    except Exception as error:  # YAML's own errors name the line; whatever their class, the file cannot be read
-        raise ConfigError(str(path), [f"not readable as YAML: {error}"]) from None
-    return parse(data, overrides, source=str(path))
+    return parse(_read(path), overrides, root=root, source=str(path))
 
 
-def parse(data: Any, overrides: Sequence[str] = (), *, source: str = "configuration") -> tuple[Config, list[str]]:
+@typing.overload
+def parse(data: Any, overrides: Sequence[str] = (), *, source: str = ...) -> tuple[Config, list[str]]: ...
+@typing.overload
+def parse(
+    data: Any, overrides: Sequence[str] = (), *, root: type[Root], source: str = ...
+) -> tuple[Root, list[str]]: ...
+def parse(
+    data: Any, overrides: Sequence[str] = (), *, root: type[Any] = Config, source: str = "configuration"
+) -> tuple[Any, list[str]]:
     """`load` for a mapping that is read already."""
     well_formed = [item for item in overrides if item.find("=") > 0]
     problems = [f"{item!r}: expected key=value, as in run.steps=1000" for item in overrides if item not in well_formed]
@@ -57,24 +72,53 @@ def parse(data: Any, overrides: Sequence[str] = (), *, source: str = "configurat
     changes = _plain(OmegaConf.from_dotlist(well_formed), problems)
     if not isinstance(data, dict):
         raise ConfigError(source, [f"expected sections as a mapping, found {type(data).__name__}"])
+    other = _root(data, root)
+    if other is not root:
+        problems.append(f"these are keys of `negbank {COMMANDS[other]}`, not of `negbank {COMMANDS[root]}`")
     _switch_types(data, changes, "", notes)
     merged = _merge(data, changes)
-    config = _fill(Config(), merged, "", problems)
+    config = _fill(root(), merged, "", problems)
     if all(getattr(config, section) is not None for section in vars(config)):
-        problems += _impossible(config)
+        problems += _impossible(config) if root is Config else _impossible_ablation(config)
     if problems:
         raise ConfigError(source, problems)
     return config, notes
 
 
-def to_dict(config: Config) -> dict[str, Any]:
-    """The resolved configuration as plain values, complete: what a run directory keeps."""
+def root_of(path: str | Path) -> type[Any]:
+    """Which configuration a YAML file is: `Ablation` when more of its keys are those of one, else `Config`.
+
+    Raises:
+        ConfigError: when it cannot be read.
+    """
+    data = _read(path)
+    return _root(OmegaConf.to_container(data, resolve=False) if OmegaConf.is_config(data) else data, Config)
+
+
+def _root(data: Any, default: type[Any]) -> type[Any]:
+    """The root that knows most of a mapping's keys; `default` where others know no more."""
+    names = {root: {f.name for f in dataclasses.fields(root)} for root in COMMANDS}
+    known = {root: sum(key in names[root] for key in data) if isinstance(data, dict) else 0 for root in names}
+    return max(known, key=lambda root: (known[root], root is default))
+
+
+def _read(path: str | Path) -> Any:
+    try:
+        return OmegaConf.load(path)
+    except FileNotFoundError:
+        raise ConfigError(str(path), ["no such file; give the path of a YAML file"]) from None
+    except Exception as error:  # YAML's own errors name the line; whatever their class, the file cannot be read
+        raise ConfigError(str(path), [f"not readable as YAML: {error}"]) from None
+
+
+def to_dict(config: Config | Ablation) -> dict[str, Any]:
+    """The resolved configuration as plain values, complete: what the folder of its results keeps."""
     return dataclasses.asdict(config)
 
 
-def describe() -> list[tuple[str, str, str]]:
+def describe(root: type[Any] = Config) -> list[tuple[str, str, str]]:
     """(key, default, help) of every key there is, the options of every type in turn."""
-    return list(_describe(Config, ""))
+    return list(_describe(root, ""))
 
 
 def suggest(name: str, known: Sequence[str]) -> str:
@@ -160,8 +204,10 @@ def _fill(default: Any, data: Any, path: str, problems: list[str]) -> Any:
         where = f"{path}.{key}".strip(".")
         if key not in fields:
             problems.append(f"{where}: no such key{suggest(str(key), list(fields))}")
+        elif where in TYPES and hints[key] == list[Any]:
+            setattr(result, key, _fill_list(where, value, problems))
         elif where in TYPES:
-            setattr(result, key, _fill_typed(where, value, problems))
+            setattr(result, key, _fill_typed(where, TYPES[where], value, problems))
         elif dataclasses.is_dataclass(hints[key]):
             setattr(result, key, _fill(getattr(result, key), value, where, problems))
         else:
@@ -180,8 +226,16 @@ def _fill(default: Any, data: Any, path: str, problems: list[str]) -> Any:
     return result
 
 
-def _fill_typed(path: str, data: Any, problems: list[str]) -> Any:
-    table = TYPES[path]
+def _fill_list(path: str, data: Any, problems: list[str]) -> Any:
+    if not isinstance(data, list) or not data or not all(isinstance(item, dict) for item in data):
+        types = list(TYPES[path])
+        problems.append(f"{path}: {data!r}, expected a list of mappings such as [{{type: {types[0]}}}, ...]")
+        return None
+    filled = [_fill_typed(f"{path}[{i}]", TYPES[path], item, problems) for i, item in enumerate(data)]
+    return None if None in filled else filled
+
+
+def _fill_typed(path: str, table: dict[str, type], data: Any, problems: list[str]) -> Any:
     name = data.get("type", next(iter(table))) if isinstance(data, dict) else next(iter(table))
     if name not in table:
         problems.append(f"{path}.type: {name!r} is unknown{suggest(str(name), list(table))}")
@@ -198,7 +252,7 @@ def _leaves(cls: type, hints: dict[str, Any]) -> type:
 
 
 def _is_leaf(hint: Any) -> bool:
-    return hint is not Any and not dataclasses.is_dataclass(hint)
+    return hint not in (Any, list[Any]) and not dataclasses.is_dataclass(hint)
 
 
 def _type_name(hint: Any) -> str:
@@ -209,6 +263,8 @@ def _rule(rules: Any, value: Any) -> str | None:
     """What `value` should be, or None when it is."""
     if value is None or not rules:
         return None
+    if isinstance(value, list):
+        return next((f"each {problem}" for item in value if (problem := _rule(rules, item))), None)
     if rules["choices"] and value not in rules["choices"]:
         return "one of " + ", ".join(rules["choices"])
     bounds = {
@@ -247,6 +303,34 @@ def _impossible(config: Config) -> list[str]:
         problems.append(
             f"batches.batch_size: {config.batches.batch_size} is too small for encoder.norm=batch; use group"
         )
+    return problems + _repeated(config.ablation, "ablation.")
+
+
+def _impossible_ablation(config: Ablation) -> list[str]:
+    """`_impossible` for an ablation."""
+    needed = {"npy": {"path": "an .npy file"}, "snapshots": dict.fromkeys(("bank", "truth"), "a saved snapshot")}
+    problems = [
+        f"source.{key}: source.type={config.source.type} needs the path of {what}"
+        for key, what in needed[config.source.type].items()
+        if not getattr(config.source, key)
+    ]
+    if not config.out:
+        problems.append("out: needs the path of a folder")
+    return problems + _repeated(config.source, "source.") + _repeated(config, "")
+
+
+def _repeated(section: Any, path: str) -> list[str]:
+    """The lists of an ablation that are empty or name a thing twice, which would be measured twice."""
+    problems = []
+    for key in ("cosines", "temperatures", "proposals", "budgets", "queries"):
+        values: list[Any] | None = getattr(section, key, None)
+        if values is None:
+            continue
+        if not values:
+            problems.append(f"{path}{key}: is empty; give at least one")
+        for i, value in enumerate(values):
+            if value in values[:i]:
+                problems.append(f"{path}{key}[{i}]: the same as {path}{key}[{values.index(value)}]; leave it out")
     return problems
 
 
@@ -256,6 +340,9 @@ def _describe(cls: type, path: str) -> typing.Iterator[tuple[str, str, str]]:
         where = f"{path}.{f.name}".strip(".")
         if where in TYPES:
             table = TYPES[where]
+            if hints[f.name] == list[Any]:
+                yield where, f"[{', '.join(each.type for each in getattr(cls(), f.name))}]", f.metadata["help"]
+                where += "[]"
             yield f"{where}.type", next(iter(table)), "one of " + ", ".join(table)
             for options in dict.fromkeys(table.values()):
                 names = [name for name, o in table.items() if o is options]

@@ -131,6 +131,7 @@ class NearestProposal:
     k: int = option(64, "bank rows retrieved an anchor", low=1)
     temperature: float | None = option(None, "of the proposal's softmax; None: loss.temperature", above=0)
     floor: float = option(0.3, "share of uniform draws, which every row needs to be reachable", above=0, high=1)
+    adapt: bool = option(False, "temperature and floor from measured staleness, every refresh.check_every steps")
 
 
 @dataclass
@@ -140,6 +141,7 @@ class CellsProposal:
     type: str = "cells"
     temperature: float | None = option(None, "of the proposal's softmax; None: loss.temperature", above=0)
     floor: float = option(0.1, "share of uniform draws, which every row needs to be reachable", above=0, high=1)
+    adapt: bool = option(False, "temperature and floor from measured staleness, every refresh.check_every steps")
 
 
 @dataclass
@@ -150,6 +152,8 @@ class HeadTailProposal:
     k: int = option(64, "bank rows retrieved an anchor", low=1)
     temperature: float | None = option(None, "of the proposal's softmax; None: loss.temperature", above=0)
     floor: float = option(0.1, "share of uniform draws, which every row needs to be reachable", above=0, high=1)
+    tail: float = option(1.0, "weight of the tail against the head", above=0)
+    adapt: bool = option(False, "temperature, floor and tail from measured staleness, every refresh.check_every steps")
 
 
 @dataclass
@@ -170,13 +174,20 @@ class Emc2Negatives:
         "both", "what chains are offered: the batch's rows, index draws, or both", choices=("in_batch", "index", "both")
     )
     proposal: Any = field(default_factory=NearestProposal)
-    draws: int = option(2, "index draws a row and visit", low=1)
+    draws: int = option(2, "index draws a visit: of each row, with pool of the whole batch", low=1)
+    pool: bool = option(False, "all anchors are offered one pool of draws")
+    query: str = option(
+        "bank", "what the index is asked with; fresh: a second pass, no batch norm", choices=("bank", "fresh")
+    )
+    start: str = option("persistent", "fresh: no state is carried or encoded", choices=("persistent", "fresh"))
     burn_in: float = option(0.5, "share of a visit's steps whose states are not kept", low=0, high=0.999)
     batch_views: str = option(
         "one", "in-batch proposals of a row; all: as published, with a bias (docs/emc2.md)", choices=("one", "all")
     )
     score: str = option(
-        "fresh", "bank: cheaper, but the target is stale and learning suffers", choices=("fresh", "bank")
+        "fresh",
+        "bank: cheaper, but a stale target; delayed: bank scores and one exact correction a chain",
+        choices=("fresh", "bank", "delayed"),
     )
 
 
@@ -188,6 +199,9 @@ class ImportanceNegatives:
     proposal: Any = field(default_factory=NearestProposal)
     draws: int = option(64, "index draws: of the whole batch with pool, else of each row", low=1)
     pool: bool = option(True, "all anchors share one pool of draws")
+    query: str = option(
+        "bank", "what the index is asked with; fresh: a second pass, no batch norm", choices=("bank", "fresh")
+    )
     batch: bool = option(True, "the batch's other rows are candidates, too")
     positive: bool = option(True, "the positive is in the softmax's denominator, as in InfoNCE")
 
@@ -257,6 +271,63 @@ class Run:
     compile: bool = option(False, "torch.compile the encoder")
 
 
+# --- ablation of proposals --------------------------------------------------------------------------------------------
+
+
+def _all_proposals() -> list[Any]:
+    return [UniformProposal(), NearestProposal(), HeadTailProposal(), CellsProposal(), StaleSoftmaxProposal()]
+
+
+PROPOSALS_HELP = "the proposals to compare, a list such as [{type: uniform}, {type: nearest, k: 32}]"
+BUDGETS, BUDGETS_HELP = [1, 2, 4, 8, 16, 32, 64], "draws R an anchor that everything is reported for"
+ANCHORS_HELP = "anchors measured, a fixed random subset; all rows where there are fewer"
+QUERIES_HELP = "what is searched with: the anchor's bank row, known before the forward pass, or its fresh embedding"
+
+
+@dataclass
+class LiveAblation:
+    every: int | None = option(None, "steps between ablations inside the run; None: never", low=1)
+    temperatures: list[float] | None = option(None, "τ of the targets; None: loss.temperature", above=0)
+    proposals: list[Any] = field(default_factory=_all_proposals, metadata={"help": PROPOSALS_HELP})
+    budgets: list[int] = option(BUDGETS, BUDGETS_HELP, low=1)
+    anchors: int = option(256, ANCHORS_HELP, low=2)
+    queries: list[str] = option(["bank"], QUERIES_HELP, choices=("bank", "fresh"))
+
+
+@dataclass
+class NpySource:
+    """An .npy file of embeddings as the truth; the bank is a copy of it, moved by Gaussian noise."""
+
+    type: str = "npy"
+    path: str = option("", "the .npy file, floating point (N, D); rows are normalised")
+    cosines: list[float] = option([0.99, 0.97, 0.9, 0.77], "mean cosines of the banks to the truth", above=0, high=1)
+    factory: str = option("auto", "of the banks' index: auto, exact, or a Faiss factory string such as IVF1024,Flat")
+    target_recall: float = option(0.95, "recall that an approximate index is tuned to", above=0, high=1)
+
+
+@dataclass
+class SnapshotsSource:
+    """Two snapshots of one run: the older as the bank, the newer as the truth."""
+
+    type: str = "snapshots"
+    bank: str = option("", "folder of the older snapshot, such as RUN_DIR/checkpoints/step_00000500/snapshot")
+    truth: str = option("", "folder of the newer snapshot, which has every row written")
+
+
+@dataclass
+class Ablation:
+    """What `negbank ablate` can be told."""
+
+    source: Any = field(default_factory=NpySource)
+    temperatures: list[float] = option([0.07], "τ of the targets, and of proposals without one of their own", above=0)
+    proposals: list[Any] = field(default_factory=_all_proposals, metadata={"help": PROPOSALS_HELP})
+    budgets: list[int] = option(BUDGETS, BUDGETS_HELP, low=1)
+    anchors: int = option(256, ANCHORS_HELP, low=2)
+    queries: list[str] = option(["bank"], QUERIES_HELP, choices=("bank", "fresh"))
+    out: str = option("ablation", "folder of the results")
+    seed: int = option(0, "of the anchors, the noise and the index", low=0)
+
+
 BUNDLED = ("mnist5k", "digits")
 DOWNLOADED = ("cifar10", "cifar100", "stl10", "fashion_mnist")
 TYPES: dict[str, dict[str, type]] = {
@@ -276,8 +347,10 @@ TYPES: dict[str, dict[str, type]] = {
         "uniform": UniformProposal,
     },
     "optim": {"adamw": AdamOptim, "adam": AdamOptim, "sgd": SgdOptim, "lars": SgdOptim},
+    "source": {"npy": NpySource, "snapshots": SnapshotsSource},
 }
-"""Keys whose `type` picks their dataclass of options. The first of each is the default."""
+TYPES["proposals"] = TYPES["ablation.proposals"] = TYPES["negatives.proposal"]
+"""Keys whose `type` picks their dataclass of options, of one value or of each in a list. The first is the default."""
 
 
 @dataclass
@@ -291,4 +364,5 @@ class Config:
     refresh: Refresh = field(default_factory=Refresh)
     optim: Any = field(default_factory=AdamOptim)
     eval: Evaluation = field(default_factory=Evaluation)
+    ablation: LiveAblation = field(default_factory=LiveAblation)
     run: Run = field(default_factory=Run)

@@ -5,6 +5,7 @@ metrics.jsonl    one row a logged step, refresh and evaluation; the same bits fo
 tensorboard/     the same, and the speed
 checkpoints/     the newest two (train/checkpoint.py)
 summary.json, summary.png
+ablation/        what `ablation.every` asks for (train/ablation/live.py)
 """
 
 from __future__ import annotations
@@ -29,13 +30,14 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from train import checkpoint, report
+from train.ablation import live
 from train.build import Assembly, build
 from train.config import load, to_dict
 from train.data.images import Splits
 from train.options import Config
 
 CONFIG, METRICS, CHECKPOINTS = "config.yaml", "metrics.jsonl", "checkpoints"
-OUTPUTS = (CONFIG, METRICS, CHECKPOINTS, "tensorboard", "summary.json", "summary.png")
+OUTPUTS = (CONFIG, METRICS, CHECKPOINTS, "tensorboard", "summary.json", "summary.png", "ablation")
 MAY_DIFFER = ("run.dir", "run.checkpoint_every")
 """Keys in which a resumed run may differ from its checkpoint."""
 
@@ -134,6 +136,7 @@ class _Run:
 
     def run(self) -> dict[str, Any]:
         options, trainer, total = self.assembly.config.run, self.trainer, self.assembly.steps
+        self._ablation = live(self.assembly, self.folder / "ablation")
         started = time.perf_counter() - self.seconds
         self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=trainer.step_number + 1)
         with (
@@ -160,6 +163,7 @@ class _Run:
                     self._log(report.STEP, metrics)
                     self._board.add_scalar("speed/steps_per_second", bar.format_dict["rate"] or 0.0, step)
                     bar.set_postfix(_postfix(metrics), refresh=False)
+                self._ablate()
                 if step < total:
                     self._refresh()
                 if step % self.assembly.config.eval.every == 0 and step < total:
@@ -196,6 +200,12 @@ class _Run:
         self._log(report.REFRESH, found._asdict())
         if found.version == 0 and self.trainer.refresher is not None and self.trainer.refresher.snapshot is not None:
             tqdm.write(f"index: {self.trainer.refresher.snapshot.index.report}")
+
+    def _ablate(self) -> None:
+        refresher = self.trainer.refresher
+        if self._ablation is not None and refresher is not None:
+            with self._named():
+                self._ablation.step(self.trainer.step_number, refresher.snapshot)
 
     def _evaluate(self, prefix: str = "") -> None:
         with self._named():

@@ -1,6 +1,7 @@
 """One optimisation step, as the data sees it.
 
     rows → negatives.draw(rows) → views of rows and drawn rows → one forward pass → EncodedBatch
+      (with fresh queries: views of rows → forward pass → negatives.draw(rows, queries) → a second pass for drawn rows)
       → negatives(batch): scores, weights → surrogate loss → optimiser → bank.write → refresher.step
 
 The trainer knows no method: a batch sampler says which rows meet, a negative sampler which negatives and weights.
@@ -48,7 +49,7 @@ class Trainer:
         device, autocast: where and in which precision the forward pass runs.
 
     Raises:
-        ValueError: for in-batch proposals under batches that are not uniform.
+        ValueError: for in-batch proposals under batches that are not uniform, or fresh queries with batch statistics.
     """
 
     def __init__(
@@ -73,6 +74,11 @@ class Trainer:
                 f"negatives: in-batch proposals need uniform batches, which {type(batches).__name__} batches are not; "
                 f"take proposals='index', or uniform batches"
             )
+        if negatives.fresh_queries and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in embedder.modules()):
+            raise ValueError(
+                "negatives: query='fresh' encodes drawn rows in a second pass, where batch statistics tell them from "
+                "the anchors; take encoder.norm=group and encoder.projector.norm=none, or query='bank'"
+            )
         self.embedder, self.images, self.augment = embedder, images, augment
         self.batches, self.negatives, self.bank, self.refresher = batches, negatives, bank, refresher
         self.optimiser, self.schedule, self.temperature = optimiser, schedule, temperature
@@ -88,9 +94,12 @@ class Trainer:
         if self.refresher is None:
             return None
         with self._timed("refresh"):
+            before = self.refresher.staleness
             report = self.refresher.step(self.step_number)
             if report is not None and report.swapped:
                 self._swap(self.refresher.snapshot)
+            elif self.refresher.staleness is not before and self.refresher.snapshot is not None:
+                self.negatives.update(self.refresher.snapshot)
         return report
 
     def step(self) -> dict[str, float]:
@@ -101,18 +110,18 @@ class Trainer:
         """
         with self._timed("data"):
             rows = torch.tensor(next(self._stream), device=self.device)
-        with self._timed("draw"):
-            drawn = self.negatives.draw(rows)
-        with self._timed("data"):
-            images = self.images.read(torch.cat((rows, drawn)).cpu()).to(self.device)
-            images = torch.cat((images[: len(rows)], images))
-            views = self.augment(images, generator=self.generator).contiguous(memory_format=torch.channels_last)
-        with self._timed("forward"):
-            self.embedder.train()
-            with self.autocast():
-                embeddings = self.embedder(views)
-            self._require_finite(embeddings, torch.cat((rows, rows, drawn)), "embedding")
-            batch = EncodedBatch.from_views(rows, embeddings, drawn)
+        drawn = rows[:0]
+        if not self.negatives.fresh_queries:
+            with self._timed("draw"):
+                drawn = self.negatives.draw(rows)
+        embeddings = self._embed(rows, drawn)
+        if self.negatives.fresh_queries:
+            with self._timed("draw"):
+                first, second = embeddings.detach().chunk(2)
+                drawn = self.negatives.draw(rows, unit_rows(first + second))
+            if len(drawn):
+                embeddings = torch.cat((embeddings, self._embed(rows[:0], drawn)))
+        batch = EncodedBatch.from_views(rows, embeddings, drawn)
         with self._timed("negatives"):
             negatives, info = self.negatives(batch)
             loss = surrogate(batch, negatives, temperature=self.temperature)
@@ -144,6 +153,19 @@ class Trainer:
             **info,
         }
 
+    def _embed(self, rows: Tensor, drawn: Tensor) -> Tensor:
+        """First views of rows (B,), second views, and one view of drawn rows (E,), in one pass: (2B + E, D)."""
+        with self._timed("data"):
+            images = self.images.read(torch.cat((rows, drawn)).cpu()).to(self.device)
+            images = torch.cat((images[: len(rows)], images))
+            views = self.augment(images, generator=self.generator).contiguous(memory_format=torch.channels_last)
+        with self._timed("forward"):
+            self.embedder.train()
+            with self.autocast():
+                embeddings: Tensor = self.embedder(views)
+            self._require_finite(embeddings, torch.cat((rows, rows, drawn)), "embedding")
+        return embeddings
+
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed run needs but the snapshot, which is saved beside it."""
         return {
@@ -166,11 +188,11 @@ class Trainer:
         self.embedder.load_state_dict(state["embedder"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.bank.load_state_dict(state["bank"])
-        self.batches.load_state_dict(state["batches"])
         self.generator.set_state(state["generator"])
         if self.refresher is not None:
             self.refresher.load_state_dict(state["refresher"], snapshot)
             self._swap(snapshot)
+        self.batches.load_state_dict(state["batches"])
         self.negatives.load_state_dict(state["negatives"])
         self._stream = self._endless()
 

@@ -17,6 +17,7 @@ SHAPES = {
     "own draws and the batch": {"pool": False, "batch": True, "draws": 12},
     "pool": {"pool": True, "batch": False, "draws": 80},
     "pool and the batch": {"pool": True, "batch": True, "draws": 80},
+    "own draws by fresh queries": {"pool": False, "batch": False, "draws": 12, "query": "fresh"},
 }
 
 
@@ -37,7 +38,7 @@ def sampler(snapshot, **options):
 
 
 def visit(made, z, rows):
-    drawn = made.draw(rows)
+    drawn = made.draw(rows, z[rows] if made.fresh_queries else None)
     batch = EncodedBatch.from_views(rows, torch.cat((z[rows], z[rows], z[drawn])), drawn)
     return batch, *made(batch)
 

@@ -23,7 +23,7 @@ CONFIG = {
     "data": {"type": "digits"},
     "encoder": {"width": 16, "features": 32, "projector": {"hidden": 32, "dim": 16}},
     "batches": {"batch_size": 16},
-    "negatives": {"type": "emc2", "proposals": "both", "proposal": {"k": 8}, "draws": 1},
+    "negatives": {"type": "emc2", "proposals": "both", "proposal": {"k": 8, "adapt": True}, "draws": 1},
     "index": {"factory": "IVF8,Flat", "target_recall": 0.8},
     "refresh": {"every": 9, "unit": "steps", "mode": "full", "max_drift": 0.3, "check_every": 4, "probe_rows": 64},
     "eval": {"every": 14},

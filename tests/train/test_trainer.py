@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from negbank import EmbeddingBank
+from negbank.proposals import HeadTail
 from samplers.batches import Uniform
 from samplers.negatives import InBatch
 from train import losses
@@ -60,7 +61,8 @@ def make(negatives=None, batches=None, **options):
 class Drawing(InBatch):
     """SimCLR that asks for three further rows a step."""
 
-    def draw(self, rows):
+    def draw(self, rows, queries=None):
+        self.queries = queries
         return torch.tensor([row for row in range(ROWS) if row not in rows.tolist()])[:3]
 
 
@@ -110,6 +112,49 @@ def test_what_is_not_finite_stops_before_the_optimiser_and_is_named(what, monkey
         trainer.step()
     assert all(torch.equal(a, b) for a, b in zip(before, trainer.embedder.parameters()))
     assert torch.equal(bank["vectors"], trainer.bank.vectors)
+
+
+def test_fresh_queries_come_from_a_first_pass_over_the_views():
+    negatives = Drawing(temperature=0.2)
+    negatives.fresh_queries = True
+    trainer = make(negatives)
+    before = trainer.embedder.layer.weight.detach().clone(), trainer.embedder.layer.bias.detach().clone()
+    trainer.step()
+    views, drawn = trainer.embedder.seen
+    assert (len(views), len(drawn)) == (20, 3)
+    assert trainer.encodings == 23
+    first, second = nn.functional.normalize(nn.functional.linear(views.flatten(1), *before), dim=1).chunk(2)
+    torch.testing.assert_close(negatives.queries, nn.functional.normalize(first + second, dim=1))
+    assert not negatives.queries.requires_grad
+
+
+def test_fresh_queries_and_batch_statistics_do_not_go_together():
+    with pytest.raises(ValueError, match=r"encoder\.norm=group"):
+        build(parse({"data": {"type": "digits"}, "negatives": {"query": "fresh"}, "run": {"steps": 9}})[0])
+    options = {"encoder": {"norm": "group", "projector": {"norm": "none"}}, "negatives": {"query": "fresh"}}
+    assert build(parse({"data": {"type": "digits"}, "run": {"steps": 9}, **options})[0]).trainer.negatives.fresh_queries
+
+
+def test_a_proposal_adapts_to_the_newest_probe():
+    options = {"proposal": {"type": "head_tail", "k": 8, "adapt": True}}
+    refresh = {"every": 20, "unit": "steps", "check_every": 5, "probe_rows": 64, "mode": "full"}
+    assembly = build(
+        parse({"data": {"type": "digits"}, "negatives": options, "refresh": refresh, "run": {"steps": 9}})[0]
+    )
+    trainer = assembly.trainer
+    trainer.refresh()
+    first = trainer.refresher.staleness
+    proposals = [trainer.negatives._index._proposal]
+    for _ in range(5):
+        trainer.step()
+        trainer.refresh()
+    assert trainer.refresher.staleness is not first
+    proposals.append(trainer.negatives._index._proposal)
+    assert proposals[0] is not proposals[1]
+    expected = HeadTail(trainer.refresher.snapshot, 8, 0.1, adapt=True, probe=trainer.refresher.staleness)
+    assert (proposals[1].temperature, proposals[1].floor, proposals[1].tail) == (
+        expected.temperature, expected.floor, expected.tail,
+    )  # fmt: skip
 
 
 def test_in_batch_proposals_need_uniform_batches():

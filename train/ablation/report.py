@@ -1,0 +1,183 @@
+"""report.html: the answer first, then settings, figures, tables, and how to read them. One file, nothing loaded."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from train.ablation.answer import Answer, Winner
+from train.ablation.figures import distinct, drawn_levels
+from train.ablation.store import replace
+
+COLUMNS = {
+    "tv": (
+        "total variation",
+        "½ Σ |p_R − π| of a chain's law after R proposals from a uniform start. Exact. Less is better.",
+    ),
+    "bias": (
+        "bias",
+        "|m_R − μ| / |μ|: how far the expected direction of the negatives after R proposals is from that of the exact "
+        "gradient. Exact. Less is better.",
+    ),
+    "variance": (
+        "variance",
+        "E|P z − m_R|² / |μ|² of one kept state, in units of the exact direction's square. Exact.",
+    ),
+    "ess": ("ESS a draw", "1 / Σ π²/q: what one draw is worth against one from π itself, 1 at most. More is better."),
+    "ess_per_ms": ("ESS a ms", "R · ESS / ms: effective draws in a millisecond of drawing. The encoder is not in it."),
+    "ess_per_encoding": (
+        "ESS an encoding",
+        "R · ESS / encodings: effective draws a forward pass of the encoder. What counts where encoding is the cost.",
+    ),
+    "sup": ("sup π/q", "The rate: total variation is at most (1 − 1/sup)^R. Less is better."),
+    "acceptance": (
+        "acceptance",
+        "Share of proposals that a chain accepts at stationarity. Not a goal: it can rise while mixing worsens.",
+    ),
+    "encodings": (
+        "encodings",
+        "Expected distinct rows among R draws: forward passes of the encoder for one anchor by itself.",
+    ),
+    "ms": ("ms", "Median wall time an anchor of one call with R draws and their density: of drawing, not of encoding."),
+}
+"""Every measure's name and meaning, in the order of the tables."""
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; }
+.answer { font-size: 1.25rem; background: #f0f5fa; border-left: 4px solid #0072b2; padding: .8rem 1rem; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .88rem; }
+table { display: block; overflow-x: auto; }
+th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; }
+.how td { text-align: left; white-space: normal; }
+td small { color: #666; } img { max-width: 100%; } summary { cursor: pointer; padding: .3rem 0; font-weight: 600; }
+"""
+
+
+def write(
+    folder: Path,
+    found: Answer,
+    rows: Sequence[dict[str, Any]],
+    settings: Mapping[str, Any],
+    *,
+    scale: str,
+) -> None:
+    """report.html of averaged rows, with the figures that lie in the folder.
+
+    Args:
+        folder: of tv.png and bias.png.
+        found: the answer.
+        rows: as in ablation.csv.
+        settings: the resolved configuration.
+        scale: one sentence on how much was measured, and how it was timed.
+    """
+    levels = distinct(rows, "level")
+    more = "" if drawn_levels(rows) == levels else f" {len(drawn_levels(rows))} of {len(levels)} levels are drawn."
+    parts = [
+        f'<p class="answer">{escape(str(found))}</p>',
+        _settings_table(found) if len(found.by_setting) > 1 else "",
+        f"<p>{escape(scale)}</p>",
+        "<h2>Settings</h2>",
+        _table(("key", "value"), _settings(settings)),
+        "<h2>Figures</h2>",
+        f"<p>Bands: 95 % intervals.{more}</p>",
+        *(f'<p><img alt="{alt}" src="data:image/png;base64,{_base64(folder / name)}"></p>'
+          for name, alt in (("tv.png", "total variation"), ("bias.png", "bias against staleness"))),
+        "<h2>Tables</h2>",
+        "<p>Means over anchors; in brackets the 95 % interval. In bold the most effective draws a ms.</p>",
+        *_tables(found, rows),
+        "<h2>How to read the columns</h2>",
+        '<div class="how">', _table(("column", "in ablation.csv", "what it says"),
+               [(escape(name), key, escape(text)) for key, (name, text) in COLUMNS.items()]), "</div>",
+        "<p>π is the softmax over all allowed rows of the truth, q the proposal bound to the stale bank. All but the "
+        "milliseconds is exact for each anchor; those were measured here, beside whatever else the machine did. "
+        "Intervals: 95 %, percentile bootstrap over anchors; of ms, that of the median over timed calls. Drawing is "
+        "not the whole cost: every distinct row has to pass the encoder, which may cost far more.</p>",
+    ]  # fmt: skip
+    title = escape(f"Ablation: {found.what}")
+    replace(
+        folder / "report.html",
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+        f"<style>{STYLE}</style></head>\n<body>\n" + "\n".join(parts) + "\n</body></html>\n",
+    )
+
+
+def _settings_table(found: Answer) -> str:
+    least = f"least TV at R = {found.budget}"
+    head = ("level", "τ", "query", "most effective draws per ms", "most effective draws per encoding", least, "TV")
+    body = [
+        (escape(level), f"{temperature:g}", query, _held(best.per_ms), _held(best.per_encoding), escape(best.least),
+         _number(best.tv))
+        for (temperature, level, query), best in found.by_setting.items()
+    ]  # fmt: skip
+    return _table(head, body)
+
+
+def _held(winner: Winner) -> str:
+    if winner.times is None:
+        return escape(winner.proposal)
+    times, low, high = (_number(each) for each in winner.times)
+    return f"{escape(winner.proposal)}: {times}× {escape(str(winner.other))} <small>({low}–{high})</small>"
+
+
+def _tables(found: Answer, rows: Sequence[dict[str, Any]]) -> list[str]:
+    """One folded table a setting: all measures at the largest budget, and total variation and bias at the others."""
+    parts: list[str] = []
+    for (temperature, level, query), best in found.by_setting.items():
+        here = [r for r in rows if (r["temperature"], r["level"], r["query"]) == (temperature, level, query)]
+        last = [r for r in here if r["budget"] == found.budget]
+        names = {r["proposal"]: f"<b>{escape(r['proposal'])}</b>" if r["proposal"] == best.per_ms.proposal else
+                 escape(r["proposal"]) for r in last}  # fmt: skip
+        whole = _table(
+            ("proposal", *(name for name, _ in COLUMNS.values())),
+            [(names[r["proposal"]], *(_interval(r, key) for key in COLUMNS)) for r in last],
+        )
+        budgets = distinct(here, "budget")
+        by_budget = [
+            _table(
+                (COLUMNS[key][0], *(f"R = {b}" for b in budgets)),
+                [(names[name], *(_number(r[key]) for r in here if r["proposal"] == name)) for name in names],
+            )
+            for key in ("tv", "bias", "ms")
+        ]
+        title = f"{level}, staleness {last[0]['staleness']:.3g}, τ = {temperature:g}, {query} query"
+        opened = " open" if not parts else ""
+        parts.append(
+            f"<details{opened}><summary>{escape(title)}</summary><p>At R = {found.budget}:</p>{whole}"
+            f"<p>At every R:</p>{''.join(by_budget)}</details>"
+        )
+    return parts
+
+
+def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    """A table of cells that are HTML already."""
+    lines = ["<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in body]
+    return f"<table><tr>{''.join(f'<th>{escape(name)}</th>' for name in head)}</tr>{''.join(lines)}</table>"
+
+
+def _interval(row: Mapping[str, Any], name: str) -> str:
+    low, high = _number(row[f"{name}_low"]), _number(row[f"{name}_high"])
+    return f"{_number(row[name])} <small>({low}–{high})</small>"
+
+
+def _number(value: float) -> str:
+    """Three digits; what is below 1e-6 of total variation or bias is rounding."""
+    return "0" if abs(value) < 1e-9 else f"{value:.3g}"
+
+
+def _settings(value: Any, path: str = "") -> list[tuple[str, str]]:
+    """One line a key; a list's mappings one line each."""
+    if isinstance(value, Mapping) and "]" not in path:
+        return [pair for k, inner in value.items() for pair in _settings(inner, f"{path}.{k}".strip("."))]
+    if isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+        return [pair for i, inner in enumerate(value) for pair in _settings(inner, f"{path}[{i}]")]
+    inner = value.items() if isinstance(value, Mapping) else None
+    text = str(value) if inner is None else ", ".join(f"{k} {v}" for k, v in inner if v is not None)
+    return [(escape(path), escape(text))]
+
+
+def _base64(path: Path) -> str:
+    return base64.b64encode(path.read_bytes()).decode()

@@ -1,0 +1,161 @@
+"""The finished cells of an ablation, in a folder from which it goes on after an interruption.
+
+settings.json     the resolved configuration and the checksums of its inputs: what a rerun has to agree with
+ablation.jsonl    one row an anchor, cell and budget, cell by cell in the order they were finished
+
+A cell is appended by one write and synced. One that was cut short can only be the last: it is dropped on opening, and
+measured again. The files that are drawn from these (ablation.csv, figures, report) are written anew each time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from train.ablation.measure import MEASURES, Cell, Key
+
+SETTINGS, ROWS = "settings.json", "ablation.jsonl"
+OUTPUTS = (SETTINGS, ROWS, "ablation.csv", "tv.png", "bias.png", "report.html")
+VALUES = (*MEASURES, "ms_low", "ms_high")
+
+
+class AblationError(ValueError):
+    """A folder whose results are of another ablation, or damaged."""
+
+
+class Store:
+    """Opens or starts the results in `folder`; `cells` has what is finished.
+
+    Args:
+        folder: made when the first cell is added.
+        settings: plain values that decide the results. A folder with others is refused.
+        overwrite: remove what an ablation left in the folder first.
+
+    Raises:
+        AblationError: for results of other settings, or a damaged file.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any], *, overwrite: bool = False) -> None:
+        self.folder, self._settings = folder, json.loads(json.dumps(settings))
+        self.cells: dict[Key, Cell] = {}
+        self._ends: dict[Key, int] = {}  # where in the file each cell ends
+        if overwrite:
+            for name in OUTPUTS:
+                (folder / name).unlink(missing_ok=True)
+        if (folder / SETTINGS).exists():
+            self._require_same()
+            if (folder / ROWS).exists():
+                self._read()
+        elif (folder / ROWS).exists():
+            raise AblationError(
+                f"{folder} holds {ROWS} without {SETTINGS}; choose another folder, or replace it with --overwrite"
+            )
+
+    def add(self, cell: Cell) -> None:
+        """Append a finished cell, so that it is there whole or, after a crash in between, not at all."""
+        path = self.folder / ROWS
+        if not (self.folder / SETTINGS).exists():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            replace(self.folder / SETTINGS, json.dumps(self._settings, indent=1) + "\n")
+        with path.open("ab") as file:
+            file.write("".join(json.dumps(row, allow_nan=False) + "\n" for row in anchor_rows(cell)).encode())
+            file.flush()
+            os.fsync(file.fileno())
+            self._ends[cell.key] = file.tell()
+        self.cells[cell.key] = cell
+
+    def cut(self, key: Key) -> None:
+        """Forget the cell of `key` and all that were added after it."""
+        keys = list(self.cells)
+        kept = keys[: keys.index(key)]
+        os.truncate(self.folder / ROWS, self._ends[kept[-1]] if kept else 0)
+        self.cells, self._ends = {k: self.cells[k] for k in kept}, {k: self._ends[k] for k in kept}
+
+    def _require_same(self) -> None:
+        try:
+            theirs = json.loads((self.folder / SETTINGS).read_text())
+        except ValueError as error:
+            raise AblationError(
+                f"{self.folder / SETTINGS}: damaged ({error}); replace the results with --overwrite"
+            ) from None
+        a, b = dict(_flat(self._settings)), dict(_flat(theirs))
+        differ = [k for k in (*a, *(k for k in b if k not in a)) if a.get(k) != b.get(k)]
+        if differ:
+            shown = "; ".join(f"{k}: {b.get(k)} there, {a.get(k)} now" for k in differ[:6])
+            raise AblationError(
+                f"{self.folder} holds the results of another ablation ({shown}); choose another folder, or replace "
+                f"them with --overwrite"
+            )
+
+    def _read(self) -> None:
+        """Take up all whole cells and drop one that was cut short at the end of the file."""
+        path, end, rows = self.folder / ROWS, 0, []
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if not line.endswith(b"\n"):
+                    break
+                try:
+                    rows.append(json.loads(line))
+                    whole = len(rows) == rows[0]["anchors"] * rows[0]["budgets"]
+                    cell = cell_of(rows) if whole else None
+                except (ValueError, KeyError, TypeError) as error:
+                    raise AblationError(
+                        f"{path}, line {number}: damaged ({error!r}); replace the results with --overwrite"
+                    ) from None
+                end += len(line)
+                if cell is not None:
+                    self.cells[cell.key], self._ends[cell.key], rows = cell, end, []
+        os.truncate(path, max(self._ends.values(), default=0))
+
+
+def anchor_rows(cell: Cell) -> list[dict[str, Any]]:
+    """One row an anchor and budget, as in ablation.jsonl."""
+    head = {**cell.key._asdict(), "staleness": cell.staleness, "anchors": len(cell.anchors)}
+    values = {name: cell.values[name].tolist() for name in VALUES}
+    return [
+        {**head, "budgets": len(cell.budgets), "anchor": anchor, "budget": budget}
+        | {name: None if values[name][i][k] != values[name][i][k] else values[name][i][k] for name in VALUES}
+        for i, anchor in enumerate(cell.anchors.tolist())
+        for k, budget in enumerate(cell.budgets)
+    ]
+
+
+def cell_of(rows: list[dict[str, Any]]) -> Cell:
+    """The cell that `anchor_rows` was called with.
+
+    Raises:
+        ValueError: for rows that are not those of one cell.
+    """
+    first = rows[0]
+    keys = {Key(*(row[name] for name in Key._fields)) for row in rows}
+    anchors = [row["anchor"] for row in rows[:: first["budgets"]]]
+    budgets = tuple(row["budget"] for row in rows[: first["budgets"]])
+    if len(keys) > 1 or [(row["anchor"], row["budget"]) for row in rows] != [(a, b) for a in anchors for b in budgets]:
+        raise ValueError(f"rows of {len(keys)} cells where one was expected")
+    values = {
+        name: torch.tensor(
+            [float("nan") if row[name] is None else row[name] for row in rows], dtype=torch.float64
+        ).view(len(anchors), len(budgets))
+        for name in VALUES
+    }
+    return Cell(keys.pop(), first["staleness"], torch.tensor(anchors), budgets, values)
+
+
+def replace(path: Path, text: str) -> None:
+    """Write a file so that it is there whole or as it was."""
+    draft = path.with_name(path.name + ".tmp")
+    draft.write_text(text, encoding="utf-8")
+    draft.rename(path)
+
+
+def _flat(value: Any, path: str = "") -> list[tuple[str, Any]]:
+    if isinstance(value, dict) and value:
+        return [pair for key, inner in value.items() for pair in _flat(inner, f"{path}.{key}".strip("."))]
+    if isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        return [pair for i, inner in enumerate(value) for pair in _flat(inner, f"{path}[{i}]")]
+    return [(path, value)]
