@@ -26,6 +26,7 @@ from samplers.batches import BatchSampler
 from samplers.negatives import EncodedBatch, NegativeSampler
 from train.data.images import Images
 from train.losses import info_nce, surrogate
+from train.meetings import Meetings
 
 
 class NonFiniteError(RuntimeError):
@@ -84,6 +85,7 @@ class Trainer:
         self.optimiser, self.schedule, self.temperature = optimiser, schedule, temperature
         self.generator, self.device, self.autocast = generator, device, autocast
         self.peaks = [group["lr"] for group in optimiser.param_groups]
+        self.meetings = Meetings(len(images), images.labels, device)
         self.step_number = 0
         self.encodings = 0
         self.seconds: dict[str, float] = defaultdict(float)
@@ -149,6 +151,7 @@ class Trainer:
             "loss": float(value),
             "positive": float((first * second).sum(-1).mean()),
             "mean_cosine": cosine,
+            **self.meetings(rows),
             "lr": self.peaks[0] * factor,
             **info,
         }
@@ -176,6 +179,7 @@ class Trainer:
             "optimiser": self.optimiser.state_dict(),
             "bank": self.bank.state_dict(),
             "batches": self.batches.state_dict(),
+            "meetings": self.meetings.state_dict(),
             "negatives": self.negatives.state_dict(),
             "refresher": None if self.refresher is None else self.refresher.state_dict(),
             "generator": self.generator.get_state(),
@@ -193,6 +197,7 @@ class Trainer:
             self.refresher.load_state_dict(state["refresher"], snapshot)
             self._swap(snapshot)
         self.batches.load_state_dict(state["batches"])
+        self.meetings.load_state_dict(state["meetings"])
         self.negatives.load_state_dict(state["negatives"])
         self._stream = self._endless()
 
