@@ -81,7 +81,7 @@ def corrected(inner, log_weight):
 
 @pytest.mark.parametrize("proposal", PROPOSALS)
 def test_delayed_acceptance_has_the_fresh_target_where_bank_scores_have_not(clustered, proposal):
-    """A visit: steps on the bank's scores, in one order of its kernels or the other, and one correction by fresh ones."""
+    """A visit: steps on the bank's scores, in one order of kernels or the other, and one correction by fresh ones."""
     log_target, log_q = setting(clustered, PROPOSALS[proposal])
     bank = clustered(N, spread=0.6).double()
     bank = bank + 0.1 * torch.randn(bank.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)

@@ -1,0 +1,189 @@
+"""An epoch of batches planned from a snapshot: what the samplers of this package share.
+
+The rows of an epoch are drawn once, at its start. A plan covers the batches still to come of it: it is made when the
+first of them is asked for, and made anew when a newer snapshot has come in. What is handed out stays handed out, and
+every row of the epoch still comes once. Before the first snapshot, and for rows the bank does not hold yet, batches
+are uniform:
+
+    rows to come = planned batches of B, from rows the snapshot holds  +  uniform batches of B  +  a last, smaller one
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Sampler
+
+from negbank.snapshot import Snapshot
+from samplers.batches.groups import check_groups, spread
+
+
+class Planned(Sampler[list[int]]):
+    """One epoch at a time; a subclass says in `plan` which rows meet.
+
+    Args:
+        num_rows: N.
+        batch_size: B.
+        drop_last: leave out the last, smaller batch of an epoch (whose rows, drawn at random, wait for another epoch).
+        generator: gives the seed of all plans, once; torch's default generator without it.
+        groups: (N,) integer labels, a negative one for no group; with `max_per_group`.
+        max_per_group: rows of one group that may meet in a batch; more are exchanged with other batches of the plan.
+            Always kept among batches of B rows where a row comes once an epoch; as far as exchanges go in a last,
+            smaller batch and where rows come again.
+
+    Raises:
+        ValueError: for a batch size outside 2..N (contrast needs a second row), or labels and a bound that do not fit.
+    """
+
+    uniform = False
+    """Whether, given one row of a batch, the others are uniform over the rest; never so under `max_per_group`."""
+    disjoint = True
+    """Whether an epoch deals out its rows, each once; otherwise every plan chooses from all rows."""
+
+    def __init__(
+        self,
+        num_rows: int,
+        batch_size: int,
+        *,
+        drop_last: bool = True,
+        generator: torch.Generator | None = None,
+        groups: Tensor | None = None,
+        max_per_group: int | None = None,
+    ) -> None:
+        if not 2 <= batch_size <= num_rows:
+            raise ValueError(f"batch_size={batch_size}: expected 2..{num_rows}, the rows of the data set")
+        self.num_rows, self.batch_size, self.drop_last = num_rows, batch_size, drop_last
+        self._groups = check_groups(
+            groups,
+            max_per_group,
+            num_rows=num_rows,
+            batch_size=batch_size,
+            batches=len(self) if self.disjoint else None,
+        )
+        self._max_per_group = max_per_group
+        self.uniform = type(self).uniform and self._groups is None
+        self._seed = int(torch.randint(2**62, (), generator=generator))
+        self._snapshot: Snapshot | None = None
+        self._prepared = False
+        self.set_epoch(0)
+
+    def prepare(self, snapshot: Snapshot, generator: torch.Generator) -> None:
+        """What plans from a snapshot share, a graph say: called once a snapshot, before the first of them.
+
+        The generator is seeded by the sampler's seed and the snapshot's version, so that a resumed run prepares alike.
+        """
+
+    def plan(self, rows: Tensor, count: int, snapshot: Snapshot, generator: torch.Generator) -> Tensor:
+        """At most `count` batches (n, B) of the rows (R,): what is missing is filled up by uniform batches.
+
+        Args:
+            rows: long, ascending, on the CPU, all held by the snapshot; R = count·B ≥ 2B where `disjoint`.
+            count: batches asked for.
+            snapshot: the version to plan from.
+            generator: on the CPU, seeded by the sampler's seed, the epoch and the batches handed out.
+
+        Rows of a batch are distinct, and with `disjoint` across batches, too. The order of batches is of no matter.
+        """
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        """Batches an epoch."""
+        whole, rest = divmod(self.num_rows, self.batch_size)
+        return whole + (0 if self.drop_last or rest < 2 or not self.disjoint else 1)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        epoch = self._epoch
+        while self._epoch == epoch and self._position < len(self):
+            if self._stale:
+                self._arrange()
+            start = self._position * self.batch_size
+            self._position += 1
+            yield self._order[start : start + self.batch_size].tolist()
+        if self._epoch == epoch:
+            self.set_epoch(epoch + 1)
+
+    def update(self, snapshot: Snapshot) -> None:
+        """Plan what is left of the epoch from this version of the bank, when its next batch is asked for.
+
+        Raises:
+            ValueError: for a snapshot of another number of rows.
+        """
+        if len(snapshot) != self.num_rows:
+            raise ValueError(
+                f"snapshot: {len(snapshot)} rows, the sampler has num_rows={self.num_rows}; make both for one data set"
+            )
+        self._snapshot, self._stale, self._prepared = snapshot, True, False
+
+    def set_epoch(self, epoch: int) -> None:
+        """Start epoch `epoch` from its first batch."""
+        self._epoch, self._position, self._stale = epoch, 0, True
+        self._order = torch.empty(0, dtype=torch.int64)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The seed, the epoch, its plan, and the batches handed out of it. The snapshot is not part of it."""
+        return {
+            "seed": self._seed,
+            "epoch": self._epoch,
+            "position": self._position,
+            "order": self._order.clone(),
+            "stale": self._stale,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on after the last batch handed out. Call it after `update` with the snapshot that was in use."""
+        self._seed, self._epoch, self._position = state["seed"], state["epoch"], state["position"]
+        self._order, self._stale, self._prepared = state["order"].clone(), state["stale"], False
+
+    def _arrange(self) -> None:
+        """Keep the batches handed out, and plan the rest of the epoch."""
+        size, count = self.batch_size, len(self) - self._position
+        generator = torch.Generator().manual_seed((self._seed + self._epoch + (self._position << 40)) % 2**63)
+        done, to_come = self._order.split((at := self._position * size, len(self._order) - at))
+        if self._position == 0 or not self.disjoint:
+            to_come = torch.arange(self.num_rows)
+        rows = to_come[torch.randperm(len(to_come), generator=generator)]
+        whole = min(count, len(rows) // size)
+        last = rows[whole * size :] if count > whole else rows[:0]
+        if self.disjoint:
+            rows = rows[: whole * size]
+        if self._snapshot is not None and whole > 0:
+            rows = self._planned_first(rows, whole, self._snapshot, generator)
+        rows = torch.cat((rows[: whole * size], last))
+        if self._groups is not None and self._max_per_group is not None:
+            reserve = None if self.disjoint else self._not_in(torch.cat((done, rows)))
+            rows = spread(rows, size, self._groups, self._max_per_group, generator, reserve=reserve)
+        self._order, self._stale = torch.cat((done, rows)), False
+
+    def _not_in(self, rows: Tensor) -> Tensor:
+        """The rows that are not among `rows`, ascending."""
+        left = torch.ones(self.num_rows, dtype=torch.bool)
+        left[rows] = False
+        return left.nonzero().flatten()
+
+    def _planned_first(self, rows: Tensor, whole: int, snapshot: Snapshot, generator: torch.Generator) -> Tensor:
+        """Rows of as many planned batches as there are rows held by the snapshot, the others of `rows` shuffled in."""
+        held = torch.ones(self.num_rows, dtype=torch.bool)
+        if snapshot.rows is not None:
+            held = torch.zeros(self.num_rows, dtype=torch.bool)
+            held[snapshot.rows.cpu()] = True
+        known = rows[held[rows]]
+        count = whole * len(known) // len(rows)
+        if (count < 2 and self.disjoint) or count < 1:  # a single batch of given rows needs no plan
+            return rows
+        known = known[: count * self.batch_size] if self.disjoint else known
+        if not self._prepared:
+            seed = 2**63 - 1 - self._seed - snapshot.version
+            self.prepare(snapshot, torch.Generator().manual_seed(seed))
+            self._prepared = True
+        batches = self.plan(known.sort().values, count, snapshot, generator).cpu()[:count]
+        left = torch.ones(self.num_rows, dtype=torch.bool)
+        left[batches] = False
+        rest = rows[left[rows]]
+        rest = torch.cat((rest[~held[rest]], rest[held[rest]]))  # where not all come, those not held yet do
+        rest = rest[: (whole - len(batches)) * self.batch_size]
+        rest = rest[torch.randperm(len(rest), generator=generator)]
+        batches = torch.cat((batches, rest.view(-1, self.batch_size)))
+        return batches[torch.randperm(whole, generator=generator)].flatten()
