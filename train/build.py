@@ -6,25 +6,38 @@ A new method is one file, one dataclass in `train/options.py`, and one line here
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from negbank import EmbeddingBank, Exclusions, Refresher, Snapshot
 from negbank.proposals import Cells, HeadTail, Nearest, Probe, Proposal, StaleSoftmax, Uniform, measure
 from samplers import batches as batch_samplers
-from samplers.negatives import Emc2, Importance, InBatch, NegativeSampler
+from samplers.batches import BatchSampler
+from samplers.negatives import (
+    Emc2,
+    Hardest,
+    Importance,
+    InBatch,
+    ISogClr,
+    Moco,
+    NegativeCache,
+    NegativeSampler,
+    Reweighted,
+    SogClr,
+)
 from train import optim
 from train.data import sources
 from train.data.augment import PRESETS, Augment, Plain
-from train.data.images import Splits
+from train.data.images import ImageSubset, Splits
 from train.encoders import ENCODERS, Embedder, Projector
 from train.evaluate import Evaluator
 from train.inference import Inference
-from train.options import BundledData, Config, FolderData
+from train.options import Config
 from train.trainer import Trainer
 
 
@@ -79,7 +92,12 @@ def build(config: Config, *, embedder: nn.Module | None = None, splits: Splits |
     inference = Inference(embedder, plain, device=device, autocast=autocast)
     width = inference.embeddings(splits.train, torch.arange(2)).shape[1]
     bank = EmbeddingBank(count, width, device=device)
-    batches = batch_samplers.Uniform(count, config.batches.batch_size, generator=generator(seed, "batches"))
+
+    def encode(rows: Tensor) -> Tensor:
+        trainer.encodings += len(rows)
+        return inference.embeddings(splits.train, rows)
+
+    batches = build_batches(config, count, encode)
     refresher = None
     negatives = build_negatives(config, count, device, lambda: None if refresher is None else refresher.staleness)
     if wants_snapshot(config):
@@ -108,7 +126,7 @@ def build(config: Config, *, embedder: nn.Module | None = None, splits: Splits |
         negatives=negatives,
         bank=bank,
         refresher=refresher,
-        optimiser=build_optimiser(config, embedder),
+        optimiser=build_optimiser(config, embedder, negatives.learned),
         schedule=functools.partial(optim.cosine_with_warmup, steps=steps, warmup=config.optim.warmup),
         temperature=config.loss.temperature,
         generator=generator(seed, "views"),
@@ -136,13 +154,22 @@ def generator(seed: int, stream: str) -> torch.Generator:
 
 
 def load_data(config: Config) -> Splits:
-    """The images that `config.data` names."""
+    """The images that `config.data` names, or `config.data.rows` of the training ones, the same for every run seed.
+
+    Raises:
+        ValueError: for more rows than there are.
+    """
     data = config.data
-    if isinstance(data, BundledData):
-        return sources.load(data.type, size=data.size)
-    if isinstance(data, FolderData):
-        return sources.load(data.type, root=data.root, size=data.size, memory_gb=data.memory_gb, holdout=data.holdout)
-    return sources.load(data.type, root=data.root, size=data.size, memory_gb=data.memory_gb)
+    options = {k: v for k, v in vars(data).items() if k in ("root", "size", "memory_gb", "holdout")}
+    splits = sources.load(data.type, **options)
+    if data.rows is None:
+        return splits
+    if data.rows > len(splits.train):
+        raise ValueError(
+            f"data.rows={data.rows}: data.type={data.type} has {len(splits.train)} training rows; lower it"
+        )
+    chosen = torch.randperm(len(splits.train), generator=torch.Generator().manual_seed(0))[: data.rows].sort().values
+    return splits._replace(train=ImageSubset(splits.train, chosen))
 
 
 def views(config: Config, splits: Splits) -> tuple[Augment, Plain]:
@@ -171,11 +198,35 @@ def build_embedder(config: Config, *, channels: int) -> Embedder:
         return Embedder(backbone, Projector(backbone.features, **projection))
 
 
-def build_optimiser(config: Config, module: nn.Module) -> torch.optim.Optimizer:
-    """The optimiser that `config.optim` names, over all parameters of `module`."""
+def build_optimiser(config: Config, module: nn.Module, learned: Sequence[Tensor] = ()) -> torch.optim.Optimizer:
+    """The optimiser that `config.optim` names, over all parameters of `module`, and `learned` without weight decay."""
     options = {k: v for k, v in vars(config.optim).items() if k not in ("type", "warmup")}
-    return optim.build(config.optim.type, module, **options)
+    optimiser = optim.build(config.optim.type, module, **options)
+    if learned:
+        optimiser.add_param_group({"params": list(learned), "weight_decay": 0.0})
+    return optimiser
 
+
+def build_batches(config: Config, num_rows: int, encode: Callable[[Tensor], Tensor]) -> BatchSampler:
+    """The batch sampler that `config.batches` names; `encode`: rows → fresh embeddings, for one that scores them."""
+    options = {k: v for k, v in vars(config.batches).items() if k not in ("type", "batch_size", "score", "groups")}
+    if options.get("temperature", 1.0) is None:
+        options["temperature"] = config.loss.temperature
+    if getattr(config.batches, "score", "bank") == "fresh":
+        options["encode"] = encode
+    if getattr(config.batches, "groups", None) is not None:
+        options["groups"] = torch.from_numpy(np.load(config.batches.groups, allow_pickle=False))
+    random = generator(config.run.seed, "batches")
+    return BATCHES[config.batches.type](num_rows, config.batches.batch_size, generator=random, **options)
+
+
+BATCHES: dict[str, Callable[..., BatchSampler]] = {
+    "uniform": batch_samplers.Uniform,
+    "knn": batch_samplers.Knn,
+    "prosampler": batch_samplers.ProSampler,
+    "spectral": batch_samplers.Spectral,
+    "ordered": batch_samplers.Ordered,
+}
 
 Staleness = Callable[[], Probe | None]
 """The newest probe of the snapshot in use, if one was taken."""
@@ -207,7 +258,39 @@ def build_negatives(config: Config, num_rows: int, device: torch.device, stalene
 
 
 def _in_batch(config: Config, num_rows: int, device: torch.device, staleness: Staleness) -> NegativeSampler:
-    return InBatch(temperature=config.loss.temperature)
+    return InBatch(temperature=config.loss.temperature, device=device, **_chosen(config))
+
+
+def _sogclr(config: Config, num_rows: int, device: torch.device, staleness: Staleness) -> NegativeSampler:
+    return SogClr(num_rows, temperature=config.loss.temperature, device=device, **_chosen(config))
+
+
+def _isogclr(config: Config, num_rows: int, device: torch.device, staleness: Staleness) -> NegativeSampler:
+    return ISogClr(num_rows, temperature=config.loss.temperature, device=device, **_chosen(config))
+
+
+def _reweighted(config: Config, num_rows: int, device: torch.device, staleness: Staleness) -> NegativeSampler:
+    return Reweighted(temperature=config.loss.temperature, **_chosen(config))
+
+
+def _moco(config: Config, num_rows: int, device: torch.device, staleness: Staleness) -> NegativeSampler:
+    return Moco(num_rows, temperature=config.loss.temperature, device=device, **_chosen(config))
+
+
+def _hardest(config: Config, num_rows: int, device: torch.device, staleness: Staleness) -> NegativeSampler:
+    random = generator(config.run.seed, "negatives")
+    return Hardest(num_rows, temperature=config.loss.temperature, generator=random, **_chosen(config))
+
+
+def _negative_cache(config: Config, num_rows: int, device: torch.device, staleness: Staleness) -> NegativeSampler:
+    random = generator(config.run.seed, "negatives")
+    options = _chosen(config)
+    return NegativeCache(num_rows, temperature=config.loss.temperature, generator=random, device=device, **options)
+
+
+def _chosen(config: Config) -> dict[str, Any]:
+    """The options of `config.negatives`, whose names are those of the sampler's arguments."""
+    return {k: v for k, v in vars(config.negatives).items() if k != "type"}
 
 
 def _emc2(config: Config, num_rows: int, device: torch.device, staleness: Staleness) -> NegativeSampler:
@@ -263,6 +346,13 @@ NEGATIVES: dict[str, Callable[[Config, int, torch.device, Staleness], NegativeSa
     "emc2": _emc2,
     "importance": _importance,
     "in_batch": _in_batch,
+    "sogclr": _sogclr,
+    "isogclr": _isogclr,
+    "dcl": _reweighted,
+    "hcl": _reweighted,
+    "moco": _moco,
+    "hardest": _hardest,
+    "negative_cache": _negative_cache,
 }
 PROPOSALS: dict[str, Callable[..., Proposal]] = {
     "nearest": Nearest,
@@ -275,7 +365,9 @@ PROPOSALS: dict[str, Callable[..., Proposal]] = {
 
 def wants_snapshot(config: Config) -> bool:
     """Whether any sampler or ablation of the run reads the bank's index; if none does, none is built."""
-    if config.ablation.every is not None:
+    if config.ablation.every is not None or config.batches.type != "uniform":
+        return True
+    if config.negatives.type == "hardest" or getattr(config.negatives, "search", None) == "index":
         return True
     in_batch = getattr(config.negatives, "proposals", "index") == "in_batch"
     return hasattr(config.negatives, "proposal") and not (in_batch and config.negatives.score == "fresh")

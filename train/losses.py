@@ -3,7 +3,8 @@
     L = mean_i β (Σ_r w_ir s_ir − p_i s_i⁺),    w, p detached,    p_i = Σ_r w_ir by default
 
 ∇L = mean_i β (Σ_r w_ir ∇s_ir − p_i ∇s_i⁺) is the method's estimate of the global contrastive loss's gradient. L itself
-is not a loss that falls: `info_nce` is, and is what runs report for every method alike.
+is not a loss that falls: `info_nce` is, and is what runs report for every method alike. β is the loss's 1/τ, or the
+negatives' own; a learned one has the gradient Σ_r w_ir s_ir − p_i s_i⁺ of InfoNCE.
 """
 
 from __future__ import annotations
@@ -20,18 +21,22 @@ def surrogate(batch: EncodedBatch, negatives: Negatives, *, temperature: float) 
     Args:
         batch: its anchors and positives (A, D) carry gradient.
         negatives: scores (A, C) with gradient, weights (A, C) without.
-        temperature: τ = 1/β.
+        temperature: τ = 1/β, unless the negatives have their own.
     """
-    scores, weights, positive_weight = negatives
+    scores, weights, positive_weight, own = negatives
     positive_weight = weights.sum(1) if positive_weight is None else positive_weight
     positive = (batch.anchors * batch.positives).sum(-1)
-    return ((weights * scores).sum(1) - positive_weight * positive).mean() / temperature
+    return (((weights * scores).sum(1) - positive_weight * positive) / (temperature if own is None else own)).mean()
 
 
 @torch.no_grad()
 def info_nce(batch: EncodedBatch, *, temperature: float) -> Tensor:
-    """InfoNCE over the batch's own views (Chen et al. 2020, eq. 1), without gradient: the value that runs report."""
-    logits = batch.anchors @ batch.anchors.T / temperature
+    """InfoNCE over the batch's own views (Chen et al. 2020, eq. 1), without gradient: the value that runs report.
+
+    Momentum keys have no part in it. Of pairs it is one direction of the two-way loss (Radford et al. 2021).
+    """
+    others = batch.anchors if batch.views > 1 or batch.keys is None else batch.keys
+    logits = batch.anchors @ others.T / temperature
     logits.masked_fill_((batch.rows[:, None] == batch.rows).repeat(batch.views, batch.views), -torch.inf)
-    positive = (batch.anchors * batch.positives).sum(-1, keepdim=True) / temperature
+    positive = (batch.anchors * others.roll(len(batch.rows), 0)).sum(-1, keepdim=True) / temperature
     return (torch.cat((logits, positive), 1).logsumexp(1) - positive[:, 0]).mean()

@@ -42,12 +42,16 @@ class Augment:
     blur: float | None = option(None, "probability of Gaussian blur", low=0, high=1)
 
 
+ROWS_HELP = "train on so many rows, a fixed random subset; None: all"
+
+
 @dataclass
 class BundledData:
     """Images that a dependency ships: nothing to download."""
 
     type: str = "mnist5k"
     size: int | None = option(None, "side of the images in pixels; None: as they are", low=8)
+    rows: int | None = option(None, ROWS_HELP, low=2)
     augment: Augment = field(default_factory=Augment)
 
 
@@ -59,6 +63,7 @@ class TorchvisionData:
     root: str = option("data", "folder of downloaded data sets")
     size: int | None = option(None, "side of the images in pixels; None: as they are", low=8)
     memory_gb: float = option(4.0, "decoded images are kept in memory up to this many GiB", above=0)
+    rows: int | None = option(None, ROWS_HELP, low=2)
     augment: Augment = field(default_factory=Augment)
 
 
@@ -71,6 +76,7 @@ class FolderData:
     size: int | None = option(64, "images are scaled and centre-cropped to this side in pixels", low=8)
     memory_gb: float = option(4.0, "decoded images are kept in memory up to this many GiB", above=0)
     holdout: float = option(0.2, "share held out of each class where there is no test/ folder", above=0, high=0.9)
+    rows: int | None = option(None, ROWS_HELP, low=2)
     augment: Augment = field(default_factory=Augment)
 
 
@@ -105,6 +111,10 @@ class ResNetEncoder:
 # --- which rows meet, which negatives ---------------------------------------------------------------------------------
 
 
+GROUPS_HELP = ".npy file of integer labels (N,), negative for none, of which few may meet in a batch"
+MAX_PER_GROUP_HELP = "rows of one label that may meet in a batch; with groups"
+
+
 @dataclass
 class UniformBatches:
     type: str = "uniform"
@@ -112,10 +122,162 @@ class UniformBatches:
 
 
 @dataclass
+class KnnBatches:
+    """A row and its nearest rows that are still left of the epoch."""
+
+    type: str = "knn"
+    batch_size: int = option(64, "rows a batch, B; each is seen under two views", low=2)
+    neighbors: int = option(100, "K, neighbours of a row in the graph", low=1)
+    groups: str | None = option(None, GROUPS_HELP)
+    max_per_group: int | None = option(None, MAX_PER_GROUP_HELP, low=1)
+
+
+@dataclass
+class ProSamplerBatches:
+    """Random walks with restart on the graph of each row's neighbours among random candidates."""
+
+    type: str = "prosampler"
+    batch_size: int = option(64, "rows a batch, B; each is seen under two views", low=2)
+    candidates: int | None = option(
+        1000, "M, random rows the neighbours are chosen from; None: all, by the index", low=2
+    )
+    neighbors: int = option(100, "K, neighbours of a row in the graph", low=1)
+    restart: float = option(0.2, "α₀, probability to go back to the walk's first row", low=0, high=1)
+    restart_decay: float = option(0.02, "what α falls by with every epoch", low=0, high=1)
+    restart_min: float = option(0.05, "below which α does not fall", low=0, high=1)
+    cover: str = option("epoch", "epoch: every row once; walk: as published", choices=("epoch", "walk"))
+    groups: str | None = option(None, GROUPS_HELP)
+    max_per_group: int | None = option(None, MAX_PER_GROUP_HELP, low=1)
+
+
+@dataclass
+class SpectralBatches:
+    """Spectral clusters of exactly B rows."""
+
+    type: str = "spectral"
+    batch_size: int = option(64, "rows a batch, B; each is seen under two views", low=2)
+    temperature: float | None = option(None, "of the affinity; None: loss.temperature", above=0)
+    scope: str = option(
+        "groups", "groups: random groups of group·B rows, as published; global: all rows", choices=("groups", "global")
+    )
+    group: int = option(40, "batches a group", low=1)
+    restarts: int = option(10, "runs of k-means a group", low=1)
+    groups: str | None = option(None, GROUPS_HELP)
+    max_per_group: int | None = option(None, MAX_PER_GROUP_HELP, low=1)
+
+
+@dataclass
+class OrderedBatches:
+    """OSGD: of `pool` random batches the `keep` of highest loss."""
+
+    type: str = "ordered"
+    batch_size: int = option(64, "rows a batch, B; each is seen under two views", low=2)
+    temperature: float | None = option(None, "of the loss they are ordered by; None: loss.temperature", above=0)
+    pool: int = option(1500, "k, random batches that are scored together", low=1)
+    keep: int = option(150, "q, how many of them are trained on", low=1)
+    score: str = option("bank", "bank: no forward pass; fresh: all rows are encoded", choices=("bank", "fresh"))
+    groups: str | None = option(None, GROUPS_HELP)
+    max_per_group: int | None = option(None, MAX_PER_GROUP_HELP, low=1)
+
+
+@dataclass
 class InBatchNegatives:
     """SimCLR: the other views of the batch."""
 
     type: str = "in_batch"
+    learn: bool = option(False, "τ is learned, from loss.temperature on")
+    lowest: float = option(0.01, "smallest τ that is learned", above=0)
+
+
+GAMMA_HELP = "γ, share of the newest batch in the average u"
+DECAY_HELP = "steps over which γ falls from 1 to gamma by a half cosine; 0: constant; published: half the run"
+PER_VIEW_HELP = "each view of a row has its own u; false: one a row, as published"
+RELATIVE_HELP = "u averages exp(β(s − s⁺)) instead of exp(βs)"
+
+
+@dataclass
+class SogClrNegatives:
+    """SogCLR: the other views of the batch, weighed against a moving average of each anchor's normaliser."""
+
+    type: str = "sogclr"
+    gamma: float = option(0.9, GAMMA_HELP, above=0, high=1)
+    decay: int = option(0, DECAY_HELP, low=0)
+    per_view: bool = option(True, PER_VIEW_HELP)
+    relative: bool = option(False, RELATIVE_HELP)
+
+
+@dataclass
+class ISogClrNegatives:
+    """iSogCLR: SogCLR with a temperature for every row, learned from loss.temperature on."""
+
+    type: str = "isogclr"
+    gamma: float = option(0.9, GAMMA_HELP, above=0, high=1)
+    decay: int = option(0, DECAY_HELP, low=0)
+    per_view: bool = option(True, PER_VIEW_HELP)
+    relative: bool = option(True, RELATIVE_HELP)
+    rho: float = option(0.3, "ρ, bound on the divergence of the negatives' weights from uniform", low=0)
+    lowest: float = option(0.05, "smallest temperature of a row", above=0)
+    highest: float = option(0.7, "largest temperature of a row", above=0)
+    rate: float = option(0.01, "η, step size of the temperatures", above=0)
+    newest: float = option(0.9, "share of the newest gradient in a temperature's step; 1: no momentum", above=0, high=1)
+
+
+@dataclass
+class DclNegatives:
+    """DCL, debiased contrast: the batch's sum of negatives less the share that are positives."""
+
+    type: str = "dcl"
+    tau_plus: float = option(0.1, "τ⁺, probability that a row is of the anchor's class", low=0, high=0.999)
+
+
+@dataclass
+class HclNegatives:
+    """HCL: DCL with harder negatives than those of the batch."""
+
+    type: str = "hcl"
+    tau_plus: float = option(0.1, "τ⁺, probability that a row is of the anchor's class", low=0, high=0.999)
+    concentration: float = option(1.0, "how much harder; β of the paper, 0 is DCL", low=0)
+
+
+@dataclass
+class MocoNegatives:
+    """MoCo: keys of a momentum encoder, from a queue (v2) or of the batch (v3)."""
+
+    type: str = "moco"
+    queue: int = option(4096, "keys kept; 0: the batch's own, as MoCo v3", low=0)
+    momentum: float = option(0.99, "m of the momentum encoder", low=0, high=0.99999)
+
+
+@dataclass
+class HardestNegatives:
+    """The index's nearest rows, as ANCE."""
+
+    type: str = "hardest"
+    k: int = option(4, "rows retrieved for each row of the batch", low=1)
+    draws: int | None = option(None, "how many of them are taken, at random; None: all", low=1)
+    weights: str = option("softmax", "what they weigh", choices=("softmax", "pairwise", "uniform"))
+    positive: bool = option(True, "the positive is in the softmax's denominator, as in InfoNCE")
+    query: str = option(
+        "bank", "what the index is asked with; fresh: a second pass, no batch norm", choices=("bank", "fresh")
+    )
+
+
+@dataclass
+class NegativeCacheNegatives:
+    """Negative Cache: Gumbel-max draws from the softmax over cached embeddings."""
+
+    type: str = "negative_cache"
+    draws: int = option(1, "rows drawn for each row of the batch", low=1)
+    search: str = option(
+        "exact", "exact: over a cache of its own; index: over the snapshot, in less than N", choices=("exact", "index")
+    )
+    refresh: float = option(0.0, "ρ, share of the cache that is encoded anew each step; with exact", low=0, high=1)
+    k: int | None = option(None, "rows retrieved from the index; None: √N", low=1)
+    slack: float = option(0.0, "by how much in cosine the index may miss a row and draws stay exact", low=0)
+    positive: bool = option(True, "the positive is in the softmax's denominator, as in InfoNCE")
+    query: str = option(
+        "bank", "what rows are drawn for; fresh, as published: a second pass, no batch norm", choices=("bank", "fresh")
+    )
 
 
 @dataclass
@@ -337,8 +499,25 @@ TYPES: dict[str, dict[str, type]] = {
         "image_folder": FolderData,
     },
     "encoder": {"convnet": ConvNetEncoder, "resnet18": ResNetEncoder, "resnet50": ResNetEncoder},
-    "batches": {"uniform": UniformBatches},
-    "negatives": {"emc2": Emc2Negatives, "importance": ImportanceNegatives, "in_batch": InBatchNegatives},
+    "batches": {
+        "uniform": UniformBatches,
+        "knn": KnnBatches,
+        "prosampler": ProSamplerBatches,
+        "spectral": SpectralBatches,
+        "ordered": OrderedBatches,
+    },
+    "negatives": {
+        "emc2": Emc2Negatives,
+        "importance": ImportanceNegatives,
+        "in_batch": InBatchNegatives,
+        "sogclr": SogClrNegatives,
+        "isogclr": ISogClrNegatives,
+        "dcl": DclNegatives,
+        "hcl": HclNegatives,
+        "moco": MocoNegatives,
+        "hardest": HardestNegatives,
+        "negative_cache": NegativeCacheNegatives,
+    },
     "negatives.proposal": {
         "nearest": NearestProposal,
         "head_tail": HeadTailProposal,

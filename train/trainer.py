@@ -4,11 +4,15 @@
       (with fresh queries: views of rows → forward pass → negatives.draw(rows, queries) → a second pass for drawn rows)
       → negatives(batch): scores, weights → surrogate loss → optimiser → bank.write → refresher.step
 
+Negatives with a `momentum` are given keys, too: the same views by a copy of the encoder that follows it slowly,
+θ_k ← m θ_k + (1 − m) θ (He et al. 2020, eq. 2), without gradient.
+
 The trainer knows no method: a batch sampler says which rows meet, a negative sampler which negatives and weights.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections import defaultdict
@@ -40,7 +44,7 @@ class Trainer:
         embedder: images (B, C, S, S) → unit embeddings (B, D).
         images: the training rows.
         augment: uint8 images → one random view of each, with `generator=`.
-        batches, negatives: the samplers. In-batch proposals need uniform batches.
+        batches, negatives: the samplers. In-batch proposals, and averages over batches, need uniform ones.
         bank: one row a training row; written at every step, by the trainer alone.
         refresher: builds the snapshots; None when no sampler asks for one.
         optimiser: over the embedder's parameters; its groups' learning rates are the peaks.
@@ -73,7 +77,7 @@ class Trainer:
         if negatives.in_batch and not batches.uniform:
             raise ValueError(
                 f"negatives: in-batch proposals need uniform batches, which {type(batches).__name__} batches are not; "
-                f"take proposals='index', or uniform batches"
+                f"take proposals='index' or other negatives, or uniform batches"
             )
         if negatives.fresh_queries and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in embedder.modules()):
             raise ValueError(
@@ -81,6 +85,7 @@ class Trainer:
                 "the anchors; take encoder.norm=group and encoder.projector.norm=none, or query='bank'"
             )
         self.embedder, self.images, self.augment = embedder, images, augment
+        self.momentum_encoder = None if negatives.momentum is None else copy.deepcopy(embedder).requires_grad_(False)
         self.batches, self.negatives, self.bank, self.refresher = batches, negatives, bank, refresher
         self.optimiser, self.schedule, self.temperature = optimiser, schedule, temperature
         self.generator, self.device, self.autocast = generator, device, autocast
@@ -116,14 +121,14 @@ class Trainer:
         if not self.negatives.fresh_queries:
             with self._timed("draw"):
                 drawn = self.negatives.draw(rows)
-        embeddings = self._embed(rows, drawn)
+        embeddings, keys = self._embed(rows, drawn)
         if self.negatives.fresh_queries:
             with self._timed("draw"):
                 first, second = embeddings.detach().chunk(2)
                 drawn = self.negatives.draw(rows, unit_rows(first + second))
             if len(drawn):
-                embeddings = torch.cat((embeddings, self._embed(rows[:0], drawn)))
-        batch = EncodedBatch.from_views(rows, embeddings, drawn)
+                embeddings = torch.cat((embeddings, self._embed(rows[:0], drawn)[0]))
+        batch = EncodedBatch.from_views(rows, embeddings, drawn, keys)
         with self._timed("negatives"):
             negatives, info = self.negatives(batch)
             loss = surrogate(batch, negatives, temperature=self.temperature)
@@ -139,9 +144,10 @@ class Trainer:
             for group, peak in zip(self.optimiser.param_groups, self.peaks):
                 group["lr"] = peak * factor
             self.optimiser.step()
+            self._follow()
         with self._timed("bank"):
             self.step_number += 1
-            self.encodings += len(embeddings)
+            self.encodings += len(embeddings) + (0 if keys is None else len(keys))
             first, second = batch.anchors.detach().chunk(2)
             self.bank.write(
                 torch.cat((rows, drawn)), torch.cat((unit_rows(first + second), batch.drawn)), step=self.step_number
@@ -156,8 +162,11 @@ class Trainer:
             **info,
         }
 
-    def _embed(self, rows: Tensor, drawn: Tensor) -> Tensor:
-        """First views of rows (B,), second views, and one view of drawn rows (E,), in one pass: (2B + E, D)."""
+    def _embed(self, rows: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor | None]:
+        """First views of rows (B,), second views, and one view of drawn rows (E,), in one pass: (2B + E, D).
+
+        And the keys (2B, D) of the same views of rows, if there is a momentum encoder.
+        """
         with self._timed("data"):
             images = self.images.read(torch.cat((rows, drawn)).cpu()).to(self.device)
             images = torch.cat((images[: len(rows)], images))
@@ -167,7 +176,17 @@ class Trainer:
             with self.autocast():
                 embeddings: Tensor = self.embedder(views)
             self._require_finite(embeddings, torch.cat((rows, rows, drawn)), "embedding")
-        return embeddings
+            if self.momentum_encoder is None or not len(rows):
+                return embeddings, None
+            with torch.no_grad(), self.autocast():
+                return embeddings, self.momentum_encoder.train()(views[: 2 * len(rows)])
+
+    @torch.no_grad()
+    def _follow(self) -> None:
+        """θ_k ← m θ_k + (1 − m) θ. Buffers, such as running statistics, are each encoder's own."""
+        if self.momentum_encoder is not None and self.negatives.momentum is not None:
+            for slow, fast in zip(self.momentum_encoder.parameters(), self.embedder.parameters()):
+                slow.lerp_(fast, 1 - self.negatives.momentum)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed run needs but the snapshot, which is saved beside it."""
@@ -176,6 +195,7 @@ class Trainer:
             "encodings": self.encodings,
             "seconds": dict(self.seconds),
             "embedder": self.embedder.state_dict(),
+            "momentum_encoder": None if self.momentum_encoder is None else self.momentum_encoder.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "bank": self.bank.state_dict(),
             "batches": self.batches.state_dict(),
@@ -190,6 +210,8 @@ class Trainer:
         self.step_number, self.encodings = state["step"], state["encodings"]
         self.seconds = defaultdict(float, state["seconds"])
         self.embedder.load_state_dict(state["embedder"])
+        if self.momentum_encoder is not None:
+            self.momentum_encoder.load_state_dict(state["momentum_encoder"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.bank.load_state_dict(state["bank"])
         self.generator.set_state(state["generator"])

@@ -124,7 +124,7 @@ class FaissIndex:
         self._searched = vectors if rows is None else vectors[rows]
 
     def search(self, queries: Tensor, k: int, *, exclude: Tensor | None = None) -> Neighbors:
-        """See `Index.search`. A query for which the index finds fewer than k rows is searched exactly.
+        """See `Index.search`. A query whose lists hold fewer than k rows is searched in more lists, if need be in all.
 
         Raises:
             ValueError: when k rows are not left after `exclude`.
@@ -135,7 +135,7 @@ class FaissIndex:
         ids = self._nearest(queries, wide)
         short = (ids < 0).any(1)
         if bool(short.any()):
-            ids[short] = ExactIndex(self._searched).search(queries[short], wide).ids
+            ids[short] = self._wider(queries[short], wide)
         if self._rows is not None:
             ids = self._rows[ids]
         return drop_excluded(by_score_then_id(ids, exact_scores(self.vectors, queries, ids)), k, exclude)
@@ -157,6 +157,21 @@ class FaissIndex:
             return torch.from_numpy(ids)
         _, ids = self._index.search(queries.cpu().numpy(), k)
         return torch.from_numpy(ids).to(queries.device)
+
+    def _wider(self, queries: Tensor, k: int) -> Tensor:
+        """Positions (B, k) for queries whose lists hold fewer than k rows: in four times the lists, and again."""
+        ivf = None if self._index is None else faiss.try_extract_index_ivf(self._index)
+        ids, left = torch.full((len(queries), k), -1, device=queries.device), torch.arange(len(queries))
+        if ivf is not None:
+            tuned = ivf.nprobe
+            while ivf.nprobe < ivf.nlist and len(left):
+                ivf.nprobe = min(4 * ivf.nprobe, ivf.nlist)
+                ids[left] = self._nearest(queries[left], k)
+                left = left[(ids[left] < 0).any(1).cpu()]
+            ivf.nprobe = tuned
+        if len(left):
+            ids[left] = ExactIndex(self._searched).search(queries[left], k).ids
+        return ids
 
     def _build(self, factory: str, stale: Cells | None, seed: int) -> float | None:
         """Train and fill; the list imbalance of an IVF, None for any other index."""
@@ -220,6 +235,16 @@ class FaissIndex:
             if recall >= target or self._effort >= limit:
                 return recall
             self._effort = min(2 * self._effort, limit)
+
+    def tune(self, queries: Tensor, k: int, target_recall: float) -> float:
+        """Raise the search effort until recall@k on these queries (B, D) reaches the target; the recall reached."""
+        if self._index is None:
+            return 1.0
+        queries = queries.to(device=self.vectors.device, dtype=torch.float32).contiguous()
+        truth = ExactIndex(self._searched).search(queries, min(k, len(self))).ids
+        recall = self._tune(queries, truth, target_recall)
+        self.report = self.report._replace(nprobe=self._effort, recall=recall, recall_at=truth.shape[1])
+        return recall
 
     def _set_effort(self, name: str, value: int) -> None:
         faiss.ParameterSpace().set_index_parameter(self._index, name, value)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from negbank.filters import NO_ROW
 from negbank.snapshot import Snapshot
 
 Info = dict[str, float]
@@ -18,7 +20,9 @@ class EncodedBatch(NamedTuple):
 
     rows (B,): distinct rows of the data set. anchors (V·B, D): their V views, all first views before all second ones.
     positives (V·B, D): the positive of every anchor. drawn_rows (E,): further distinct rows that the sampler asked
-    for, none of them in `rows`; drawn (E, D).
+    for, none of them in `rows`; drawn (E, D). keys (V·B, D): what anchors are contrasted with in place of the anchors
+    themselves, in their order: the same views by a momentum encoder, or the same rows by a second encoder; None
+    without one.
     """
 
     rows: Tensor
@@ -26,13 +30,18 @@ class EncodedBatch(NamedTuple):
     positives: Tensor
     drawn_rows: Tensor
     drawn: Tensor
+    keys: Tensor | None = None
 
     @classmethod
-    def from_views(cls, rows: Tensor, embeddings: Tensor, drawn_rows: Tensor | None = None) -> EncodedBatch:
+    def from_views(
+        cls, rows: Tensor, embeddings: Tensor, drawn_rows: Tensor | None = None, keys: Tensor | None = None
+    ) -> EncodedBatch:
         """Split the output of one forward pass over [first views, second views, drawn rows]: (2·B + E, D).
 
+        With keys (2·B, D), of the first views and the second, an anchor's positive is the key of its row's other view.
+
         Raises:
-            ValueError: when the number of embeddings is not 2·B + E.
+            ValueError: when the number of embeddings is not 2·B + E, or that of the keys not 2·B.
         """
         drawn_rows = rows[:0] if drawn_rows is None else drawn_rows
         count = len(rows)
@@ -40,8 +49,32 @@ class EncodedBatch(NamedTuple):
             raise ValueError(
                 f"embeddings: {len(embeddings)} rows, expected 2·{count} views and {len(drawn_rows)} drawn rows"
             )
-        first, second, drawn = embeddings.split((count, count, len(drawn_rows)))
-        return cls(rows, embeddings[: 2 * count], torch.cat((second, first)), drawn_rows, drawn)
+        if keys is not None and len(keys) != 2 * count:
+            raise ValueError(f"keys: {len(keys)} rows, expected one for each of 2·{count} views")
+        anchors, drawn = embeddings.split((2 * count, len(drawn_rows)))
+        first, second = (anchors if keys is None else keys).split(count)
+        return cls(rows, anchors, torch.cat((second, first)), drawn_rows, drawn, keys)
+
+    @classmethod
+    def from_pairs(
+        cls, rows: Tensor, anchors: Tensor, keys: Tensor, drawn_rows: Tensor | None = None, drawn: Tensor | None = None
+    ) -> EncodedBatch:
+        """One direction of two-way contrast: anchors (B, D) of one encoder against rows of another one.
+
+        keys (B, D): the same rows by the other encoder, each the positive of its anchor. drawn (E, D): further rows by
+        the other encoder. The opposite direction is another batch, with a sampler of its own.
+
+        Raises:
+            ValueError: when the numbers of rows, anchors and keys differ, or those of drawn rows and their embeddings.
+        """
+        drawn_rows = rows[:0] if drawn_rows is None else drawn_rows
+        drawn = keys[:0] if drawn is None else drawn
+        if not len(rows) == len(anchors) == len(keys) or len(drawn_rows) != len(drawn):
+            raise ValueError(
+                f"rows: {len(rows)} for {len(anchors)} anchors and {len(keys)} keys, {len(drawn_rows)} drawn rows for "
+                f"{len(drawn)} embeddings; expected one each"
+            )
+        return cls(rows, anchors, keys, drawn_rows, drawn, keys)
 
     @property
     def views(self) -> int:
@@ -50,24 +83,44 @@ class EncodedBatch(NamedTuple):
 
     @property
     def candidates(self) -> Tensor:
-        """(C, D), C = V·B + E: all embeddings of the step, in the column order of `Negatives.scores`."""
-        return torch.cat((self.anchors, self.drawn))
+        """(C, D), C = V·B + E: what anchors can be contrasted with, in the column order of `Negatives.scores`."""
+        return torch.cat((self.anchors if self.keys is None else self.keys, self.drawn))
 
     @property
     def candidate_rows(self) -> Tensor:
         """(C,): the row of every candidate."""
         return torch.cat((self.rows.repeat(self.views), self.drawn_rows))
 
+    def times(self, ids: Tensor) -> Tensor:
+        """How often each candidate's row is among ids (B, n), those drawn for the batch's rows: (A, C).
+
+        A row with several columns, one a view, has an equal share of its count on each. −1 pads.
+        """
+        distinct, column, repeats = self.candidate_rows.unique(return_inverse=True, return_counts=True)
+        count = self.anchors.new_zeros(len(ids), len(distinct))
+        at = torch.searchsorted(distinct, ids.clamp(min=0).contiguous()).clamp(max=len(distinct) - 1)
+        count.scatter_add_(1, at, (ids != NO_ROW).to(count))
+        return (count / repeats)[:, column].repeat(self.views, 1)
+
 
 class Negatives(NamedTuple):
     """scores (A, C): cosines with gradient; weights (A, C), detached, 0 for what is no negative of the anchor.
 
-    positive_weight (A,): detached weight of the positive; None stands for Σ_r w_ir.
+    The C columns are the batch's candidates, or what else the sampler keeps. positive_weight (A,): detached weight of
+    the positive; None stands for Σ_r w_ir. temperature (A,) or (): τ of the anchors where it is not the loss's, with
+    gradient where it is learned.
     """
 
     scores: Tensor
     weights: Tensor
     positive_weight: Tensor | None = None
+    temperature: Tensor | None = None
+
+
+def further_rows(ids: Tensor, rows: Tensor) -> Tensor:
+    """The distinct rows of ids (...,), padded by −1, that are not in the batch's rows (B,): what is to be encoded."""
+    distinct = ids.unique()
+    return distinct[(distinct != NO_ROW) & ~torch.isin(distinct, rows)]
 
 
 def require_drawn(drawn: Tensor | None, batch: EncodedBatch) -> None:
@@ -83,6 +136,10 @@ class NegativeSampler(Protocol):
     """Whether the batch's rows are taken for uniform draws: then only uniform batches fit."""
     fresh_queries: bool
     """Whether `draw` wants the fresh embeddings: then views are encoded first, and drawn rows in a second pass."""
+    momentum: float | None
+    """Of the encoder that gives the batch's keys, θ_k ← m θ_k + (1 − m) θ after every step; None: there is none."""
+    learned: Sequence[Tensor]
+    """What the optimiser trains along with the encoder, such as a temperature."""
 
     def update(self, snapshot: Snapshot) -> None:
         """Draw from this version of the bank from now on."""

@@ -37,7 +37,7 @@ independent draws from D_i up to terms of order B/N.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -93,6 +93,9 @@ class Emc2:
     Raises:
         ValueError: for values out of range, or index steps without `proposal`.
     """
+
+    momentum: float | None = None
+    learned: Sequence[Tensor] = ()
 
     def __init__(
         self,

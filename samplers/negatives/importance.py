@@ -23,7 +23,7 @@ weight 0.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -60,6 +60,9 @@ class Importance:
     Raises:
         ValueError: for a temperature ≤ 0, draws < 1, or an unknown query.
     """
+
+    momentum: float | None = None
+    learned: Sequence[Tensor] = ()
 
     def __init__(
         self,

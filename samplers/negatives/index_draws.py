@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from negbank.filters import Exclusions
+from negbank.index import Neighbors
 from negbank.proposals import Anchors, Pooled, PooledDistribution, Proposal, ProposalDistribution, Uniform
 from negbank.snapshot import Snapshot
 
@@ -46,8 +47,7 @@ class IndexDraws:
         exclude: Exclusions,
         generator: torch.Generator | None,
     ) -> None:
-        if query not in QUERIES:
-            raise ValueError(f"query={query!r}: expected one of {', '.join(QUERIES)}")
+        check_query(query)
         if bind is not None and draws < 1:
             raise ValueError(f"draws={draws}: expected at least 1")
         self.count, self.pool = 0 if bind is None else draws, pool
@@ -68,8 +68,7 @@ class IndexDraws:
         Raises:
             ValueError: when `fresh` (B, D) is asked for and not given.
         """
-        if self.fresh and fresh is None:
-            raise ValueError("queries=None: query='fresh' needs the fresh embeddings of the rows; pass them to draw()")
+        require_queries(fresh, wanted=self.fresh)
         if self.snapshot is None:
             return rows.new_zeros(len(rows), 1, dtype=torch.float32)
         return self.snapshot.vectors[rows] if fresh is None or not self.fresh else fresh.detach().float()
@@ -86,3 +85,28 @@ class IndexDraws:
     def log_prob(self, distribution: ProposalDistribution | PooledDistribution, ids: Tensor, count: int) -> Tensor:
         """log q of each of B = `count` rows for every id of ids (n,): (B, n), or (1, n) of a pool."""
         return distribution.log_prob(ids)[None] if self.pool else distribution.log_prob(ids.expand(count, -1))
+
+
+def check_query(query: str) -> None:
+    """Raise ValueError for an unknown kind of query."""
+    if query not in QUERIES:
+        raise ValueError(f"query={query!r}: expected one of {', '.join(QUERIES)}")
+
+
+def require_queries(queries: Tensor | None, *, wanted: bool) -> None:
+    """Raise ValueError when fresh queries are wanted and not given."""
+    if wanted and queries is None:
+        raise ValueError("queries=None: query='fresh' needs the fresh embeddings of the rows; pass them to draw()")
+
+
+def search_allowed(
+    snapshot: Snapshot, exclude: Exclusions, rows: Tensor, queries: Tensor, k: int
+) -> tuple[Neighbors, Tensor]:
+    """The nearest bank rows of anchors rows (B,), and which of them (B, n) are their k best in D_i.
+
+    They are fewer than k where exclusions or an unfinished bank leave fewer of what the search returned.
+    """
+    extra = 1 + exclude.listed(rows).shape[1]
+    found = snapshot.index.search(queries, min(k + extra, len(snapshot.index)))
+    allowed = exclude.allowed(rows, found.ids)
+    return found, allowed & (allowed.cumsum(1) <= k)

@@ -167,7 +167,7 @@ def test_weights_are_shares_of_kept_states_on_allowed_columns(data, proposals, p
         exclude=exclude,
     )
     for rows in torch.randperm(N, generator=torch.Generator().manual_seed(0)).split(16):
-        batch, (scores, weights, positive_weight), info = visit(made, z, rows)
+        batch, (scores, weights, positive_weight, _), info = visit(made, z, rows)
         assert positive_weight is None
         torch.testing.assert_close(scores, batch.anchors @ batch.candidates.T)
         torch.testing.assert_close(weights.sum(1), torch.ones(32))
@@ -204,7 +204,7 @@ def test_a_first_visit_takes_its_first_proposal_and_keeps_as_many_states_as_any_
     z, snapshot = data
     made = sampler(snapshot, proposals="index", draws=4, burn_in=0.5)
     assert (made.chains == NO_STATE).all()
-    _, (_, weights, _), _ = visit(made, z, torch.arange(10))
+    _, (_, weights, *_), _ = visit(made, z, torch.arange(10))
     assert (made.chains[:10] != NO_STATE).all()
     assert (made.chains[10:] == NO_STATE).all()
     assert torch.isin(weights, torch.tensor([0.0, 0.5, 1.0])).all()  # two of four states are kept

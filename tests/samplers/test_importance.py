@@ -54,7 +54,7 @@ def test_the_denominator_is_that_of_the_whole_data_set_on_average(data, shape):
     for _ in range(700):
         batches = UniformBatches(N, 12, generator=made._generator)
         for rows in map(torch.tensor, batches):
-            batch, (_, weights, _), _ = visit(made, z, rows)
+            batch, (_, weights, *_), _ = visit(made, z, rows)
             mass = weights.double().sum(1)
             positive = (beta * (batch.anchors * batch.positives).sum(1)).exp()
             total.index_add_(0, rows.repeat(2), mass / (1 - mass) * positive)
@@ -69,7 +69,7 @@ def test_many_draws_give_the_softmax_over_the_data_set(data, shape):
     z, snapshot = data
     options = {**SHAPES[shape], "draws": 16_000, "positive": False}
     rows = torch.arange(10)
-    batch, (_, weights, _), _ = visit(sampler(snapshot, **options), z, rows)
+    batch, (_, weights, *_), _ = visit(sampler(snapshot, **options), z, rows)
     columns = batch.candidate_rows.expand(len(weights), -1)
     got = torch.zeros(len(weights), N).scatter_add_(1, columns, weights)
     pi = (z @ z.T / TEMPERATURE).fill_diagonal_(-torch.inf).softmax(1)[rows.repeat(2)]
@@ -81,7 +81,7 @@ def test_the_batch_alone_has_simclrs_weights_among_its_negatives(data):
     z, snapshot = data
     rows = torch.arange(N)
     made = sampler(snapshot, proposal=Uniform, pool=False, draws=1, positive=False)
-    batch, (_, weights, _), _ = visit(made, z, rows)
+    batch, (_, weights, *_), _ = visit(made, z, rows)
     assert len(batch.drawn_rows) == 0
     simclr = InBatch(temperature=TEMPERATURE)(batch)[0].weights
     share = simclr / simclr.sum(1, keepdim=True)
@@ -94,7 +94,7 @@ def test_excluded_rows_weigh_nothing_and_weights_are_a_distribution(data):
     exclude = Exclusions(N, groups=torch.arange(N) % 15)
     for options in SHAPES.values():
         made = sampler(snapshot, proposal=partial(NEAREST, exclude=exclude), exclude=exclude, positive=False, **options)
-        batch, (_, weights, _), info = visit(made, z, torch.arange(20))
+        batch, (_, weights, *_), info = visit(made, z, torch.arange(20))
         same = (batch.rows[:, None] % 15 == batch.candidate_rows % 15).repeat(2, 1)
         assert weights[same].sum() == 0
         torch.testing.assert_close(weights.sum(1), torch.ones(40))

@@ -3,6 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 from lightly.loss import NTXentLoss
+from pytorch_metric_learning.losses import NTXentLoss as MetricNTXentLoss
+from pytorch_metric_learning.losses import SelfSupervisedLoss
 
 from negbank import Exclusions
 from samplers.negatives import EncodedBatch, InBatch, Negatives
@@ -36,7 +38,7 @@ def gradient(loss, raw):
 
 
 @pytest.mark.parametrize("temperature", [0.07, 0.5])
-def test_surrogate_gradient_and_value_equal_the_textbook_and_lightly(temperature):
+def test_surrogate_gradient_and_value_equal_the_textbook_and_published_losses(temperature):
     raw = views()
     batch = embed(raw)
     negatives, _ = InBatch(temperature=temperature)(batch)
@@ -44,8 +46,10 @@ def test_surrogate_gradient_and_value_equal_the_textbook_and_lightly(temperature
     own = textbook(embed(raw), temperature)
     torch.testing.assert_close(info_nce(batch, temperature=temperature), own.detach(), atol=1e-9, rtol=0)
     torch.testing.assert_close(got, gradient(own, raw), atol=1e-6, rtol=0)
-    theirs = NTXentLoss(temperature=temperature)(*raw.chunk(2))
-    torch.testing.assert_close(got, gradient(theirs, raw), atol=1e-6, rtol=0)
+    for theirs in (
+        NTXentLoss(temperature=temperature), SelfSupervisedLoss(MetricNTXentLoss(temperature=temperature))
+    ):  # fmt: skip
+        torch.testing.assert_close(got, gradient(theirs(*raw.chunk(2)), raw), atol=1e-6, rtol=0)
 
 
 def test_exact_weights_give_the_gradient_of_the_global_loss():
@@ -63,6 +67,52 @@ def test_exact_weights_give_the_gradient_of_the_global_loss():
     torch.testing.assert_close(got, gradient((means.log() - beta * positive).mean(), raw), atol=1e-9, rtol=0)
 
 
+def test_a_learned_temperature_and_both_directions_of_pairs_give_clips_gradients():
+    """Cross-entropy over the pairs of a batch, both ways, with exp(log β) a parameter (Radford et al. 2021, fig. 3)."""
+    log_beta = torch.tensor(-torch.tensor(0.2).log().item(), requires_grad=True)
+    left, right = torch.nn.functional.normalize(views(4), dim=1).detach().chunk(2)
+    left, right = left.requires_grad_(), right.requires_grad_()
+    logits, labels = left @ right.T * log_beta.exp(), torch.arange(B)
+    cross_entropy = torch.nn.functional.cross_entropy
+    loss = (cross_entropy(logits, labels) + cross_entropy(logits.T, labels)) / 2
+    expected = torch.autograd.grad(loss, (left, right, log_beta))
+    sampler, rows = InBatch(temperature=0.2, learn=True), torch.arange(B)
+    directions = [EncodedBatch.from_pairs(rows, left, right), EncodedBatch.from_pairs(rows, right, left)]
+    total = sum(surrogate(batch, sampler(batch)[0], temperature=99.0) for batch in directions) / 2
+    got = torch.autograd.grad(total, (left, right, *sampler.learned))
+    for mine, theirs in zip(got, expected):
+        torch.testing.assert_close(mine, theirs, atol=1e-6, rtol=0)
+    value = sum(info_nce(batch, temperature=0.2) for batch in directions) / 2
+    torch.testing.assert_close(value, loss.detach(), atol=1e-6, rtol=0)
+
+
+def test_a_temperature_for_each_anchor_scales_its_part():
+    raw = views(5)
+    batch = embed(raw)
+    negatives, _ = InBatch(temperature=0.2)(batch)
+    own = torch.linspace(0.1, 0.5, 2 * B, dtype=torch.float64)
+    got = gradient(surrogate(batch, negatives._replace(temperature=own), temperature=99.0), raw)
+    batch = embed(raw)
+    negatives, _ = InBatch(temperature=0.2)(batch)
+    positive = (batch.anchors * batch.positives).sum(1)
+    parts = (negatives.weights * (negatives.scores - positive[:, None])).sum(1)
+    torch.testing.assert_close(got, gradient((parts / own).mean(), raw), atol=1e-9, rtol=0)
+
+
+def test_a_learned_temperature_stays_above_its_bound_and_resumes():
+    sampler = InBatch(temperature=0.02, learn=True, lowest=0.01)
+    optimiser = torch.optim.SGD(sampler.learned, lr=100.0)
+    (log_beta,) = sampler.learned
+    log_beta.grad = torch.tensor(-1.0)
+    optimiser.step()
+    batch = embed(views(6))
+    assert sampler(batch)[1]["temperature"] == pytest.approx(0.01)
+    second = InBatch(temperature=0.02, learn=True)
+    second.load_state_dict(sampler.state_dict())
+    assert torch.equal(second(batch)[0].weights, sampler(batch)[0].weights)
+    assert InBatch(temperature=0.02).state_dict() == {}
+
+
 def test_drawn_rows_join_as_negatives_and_exclusions_hold():
     rows, drawn = torch.arange(B), torch.arange(B, B + 3)
     z = torch.nn.functional.normalize(torch.randn(2 * B + 3, D, generator=torch.Generator().manual_seed(2)), dim=1)
@@ -77,5 +127,11 @@ def test_drawn_rows_join_as_negatives_and_exclusions_hold():
 def test_bad_input_is_named():
     with pytest.raises(ValueError, match="temperature=0"):
         InBatch(temperature=0)
+    with pytest.raises(ValueError, match=r"lowest=0\.3: expected a value above 0"):
+        InBatch(temperature=0.2, learn=True, lowest=0.3)
     with pytest.raises(ValueError, match="expected 2·3 views"):
         EncodedBatch.from_views(torch.arange(3), torch.randn(7, 2))
+    with pytest.raises(ValueError, match="keys: 5 rows, expected one for each of 2·3 views"):
+        EncodedBatch.from_views(torch.arange(3), torch.randn(6, 2), keys=torch.randn(5, 2))
+    with pytest.raises(ValueError, match="rows: 3 for 3 anchors and 2 keys"):
+        EncodedBatch.from_pairs(torch.arange(3), torch.randn(3, 2), torch.randn(2, 2))

@@ -14,6 +14,8 @@ from PIL import Image
 from torch import Tensor
 from torchvision import datasets
 
+from train import build
+from train.config import parse
 from train.data.files import Files
 from train.data.holdout import stratified
 from train.data.images import ImageArray, ImageFiles, Images
@@ -347,3 +349,21 @@ def test_bad_arguments_are_named() -> None:
         load("digits", size=0)
     with pytest.raises(ValueError, match=r"memory_gb must be positive, got 0\.0"):
         load("digits", memory_gb=0.0)
+
+
+def test_a_subset_of_the_training_rows_is_the_same_for_every_run():
+    whole, first, again = (build.load_data(parse(config)[0]) for config in (RUN, RUN | SUBSET, RUN | SUBSET))
+    assert len(first.train) == 300
+    rows = torch.tensor([0, 7, 299])
+    assert torch.equal(first.train.read(rows), again.train.read(rows))
+    assert first.train.shape == whole.train.shape
+    found = (whole.train.read(torch.arange(len(whole.train))) == first.train.read(rows)[:, None]).flatten(2).all(2)
+    assert found.any(1).all()
+    at = found.int().argmax(1)
+    assert torch.equal(first.train.labels[rows], whole.train.labels[at])
+    with pytest.raises(ValueError, match=r"data\.rows=99999"):
+        build.load_data(parse(RUN | {"data": {"type": "digits", "rows": 99_999}})[0])
+
+
+RUN = {"data": {"type": "digits"}, "run": {"steps": 2}}
+SUBSET = {"data": {"type": "digits", "rows": 300}}

@@ -147,6 +147,39 @@ class ImageFiles:
         return torch.stack(decoded) if decoded else torch.empty(0, *self.shape, dtype=torch.uint8)
 
 
+class ImageSubset:
+    """Some rows of other images, renumbered from 0.
+
+    Args:
+        images: the others.
+        rows: int64 (n,), the rows to take, in the order they get.
+    """
+
+    def __init__(self, images: Images, rows: Tensor) -> None:
+        self._images, self._rows = images, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of every image."""
+        return self._images.shape
+
+    @property
+    def labels(self) -> Tensor | None:
+        """int64 (n,), -1 where unknown, or None. Never used in training."""
+        return None if self._images.labels is None else self._images.labels[self._rows]
+
+    def read(self, rows: Tensor) -> Tensor:
+        """Return uint8 (B, C, H, W) images of ``rows`` (B,).
+
+        Raises:
+            IndexError: a row is not below n.
+        """
+        return self._images.read(self._rows[rows.to(self._rows.device)])
+
+
 def decode(file: BinaryIO, *, size: int, channels: int) -> Tensor:
     """Decode one encoded image to uint8 (channels, size, size): its central square, resized (antialiased bilinear).
 

@@ -1,0 +1,135 @@
+"""MoCo: InfoNCE against the keys of a slowly moving encoder (He et al. 2020, eq. 1; Chen et al. 2020b, 2021).
+
+    w_ir = exp(β q_i·k_r) / (exp(β q_i·k_i⁺) + Σ_r' exp(β q_i·k_r')),    θ_k ← m θ_k + (1 − m) θ
+
+q are the encoder's embeddings, with gradient, and k those of its momentum copy, without. An anchor's positive is the
+key of its row's other view. The negatives are
+
+    v2    a queue of the newest K keys of past batches; this batch's are enqueued after they were used
+    v3    `queue=0`: the keys of the batch's other rows, under the view that the positive is seen under
+
+A queue remembers whose keys it holds: no earlier key of the anchor's own row, nor of an excluded one, is a negative.
+The trainer keeps the momentum encoder, as for any sampler that has a `momentum`, and gives its keys in
+`EncodedBatch.keys`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from negbank.filters import NO_ROW, Exclusions
+from negbank.snapshot import Snapshot
+from samplers.negatives.contract import EncodedBatch, Info, Negatives
+from samplers.negatives.in_batch import allowed_columns
+
+
+class Moco:
+    """Keys as negatives: a queue of past ones, or the batch's.
+
+    Args:
+        num_rows: N.
+        temperature: τ = 1/β.
+        queue: K keys kept; 0 for the batch's own (v3).
+        momentum: m in [0, 1) of the momentum encoder.
+        exclude: rows that are no negatives of each other; only the anchor's own row by default.
+        device: where the queue lives.
+
+    Raises:
+        ValueError: for a temperature ≤ 0, a negative queue, or a momentum outside [0, 1).
+    """
+
+    in_batch = False
+    fresh_queries = False
+    learned: Sequence[Tensor] = ()
+
+    def __init__(
+        self,
+        num_rows: int,
+        *,
+        temperature: float,
+        queue: int = 4096,
+        momentum: float = 0.99,
+        exclude: Exclusions | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if not temperature > 0:
+            raise ValueError(f"temperature={temperature}: expected a value above 0")
+        if queue < 0:
+            raise ValueError(f"queue={queue}: expected a number of keys, or 0 for the batch's own")
+        if not 0 <= momentum < 1:
+            raise ValueError(f"momentum={momentum}: expected [0, 1); 1 would leave the keys as they were at the start")
+        self.momentum: float | None = momentum
+        self._temperature = temperature
+        self._exclude = (Exclusions(num_rows) if exclude is None else exclude).to(torch.device(device))
+        self.ids = torch.full((queue,), NO_ROW, device=device)
+        self.keys: Tensor | None = None  # (K, D) from the first batch on, which says what D is
+        self.position = 0
+
+    def update(self, snapshot: Snapshot) -> None:
+        """Nothing: the queue is all there is."""
+
+    def draw(self, rows: Tensor, queries: Tensor | None = None) -> Tensor:
+        """No further rows."""
+        return rows[:0]
+
+    def __call__(self, batch: EncodedBatch) -> tuple[Negatives, Info]:
+        """See `NegativeSampler.__call__`. The columns are the queue's keys, or the batch's.
+
+        Raises:
+            ValueError: for a batch without keys.
+        """
+        if batch.keys is None:
+            raise ValueError("batch: has no keys; encode the views with a momentum encoder, too, and pass them as keys")
+        if len(self.ids):
+            if self.keys is None:
+                self.keys = batch.keys.new_zeros(len(self.ids), batch.keys.shape[1])
+            scores = batch.anchors @ self.keys.T.clone()  # the backward pass needs them as they are before they move on
+            allowed = self._exclude.allowed(batch.rows, self.ids.expand(len(batch.rows), -1)).repeat(batch.views, 1)
+        else:
+            scores = batch.anchors @ batch.keys.T
+            allowed = allowed_columns(batch, self._exclude) & _under_other_view(batch)
+        with torch.no_grad():
+            positive = (batch.anchors * batch.positives).sum(-1) / self._temperature
+            logits = (scores / self._temperature).masked_fill_(~allowed, -torch.inf)
+            log_sum = torch.logaddexp(logits.logsumexp(1), positive)
+            weights = logits.sub_(log_sum[:, None]).exp_()
+            hardness = torch.linalg.vecdot(weights, scores) / weights.sum(1).clamp(min=1e-12)
+            self._enqueue(batch)
+        return Negatives(scores, weights), {"hardness": float(hardness.mean()), "keys": float(allowed[0].sum())}
+
+    def _enqueue(self, batch: EncodedBatch) -> None:
+        """Put the batch's keys (V·B, D) in place of the oldest."""
+        size = len(self.ids)
+        if size == 0 or self.keys is None or batch.keys is None:
+            return
+        rows, keys = batch.rows.repeat(batch.views)[-size:], batch.keys.detach()[-size:]
+        at = (self.position + torch.arange(len(rows), device=rows.device)) % size
+        self.ids[at], self.keys[at] = rows, keys.to(self.keys)
+        self.position = (self.position + len(rows)) % size
+
+    def state_dict(self) -> dict[str, Any]:
+        """The queue: ids (K,), keys (K, D) if there were any yet, and where the next one goes."""
+        keys = None if self.keys is None else self.keys.clone()
+        return {"ids": self.ids.clone(), "keys": keys, "position": self.position}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the queue.
+
+        Raises:
+            ValueError: when it is of another length.
+        """
+        if state["ids"].shape != self.ids.shape:
+            raise ValueError(f"queue: {len(state['ids'])} keys in the state, {len(self.ids)} here")
+        self.ids.copy_(state["ids"])
+        self.keys = None if state["keys"] is None else state["keys"].clone()
+        self.position = state["position"]
+
+
+def _under_other_view(batch: EncodedBatch) -> Tensor:
+    """(A, C) bool: whether a key is seen under another view than the anchor; with one view all are."""
+    view = torch.arange(batch.views, device=batch.rows.device).repeat_interleave(len(batch.rows))
+    return (view[:, None] != view) | (batch.views == 1)
