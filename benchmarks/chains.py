@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import torch
 
-from samplers.metropolis import NO_STATE, Scan, scan, scan_reference
+from samplers.metropolis import NO_STATE, Scan, log_uniforms, scan, scan_reference
 
 TEMPERATURE = 0.07
 
@@ -26,9 +26,9 @@ def visit(z: torch.Tensor, run: Callable[..., Scan]) -> torch.Tensor:
     rows = torch.arange(count // 2).repeat(2)
     order = torch.randperm(count)
     proposals = torch.where(rows[order, None] == rows, NO_STATE, order[:, None]).T  # step by step, as the scan reads
-    log_u = torch.rand(count, count).log_().T
+    log_u = log_uniforms(count, count, generator=None, device=z.device)
     kernels, start = torch.zeros(count, dtype=torch.int64), torch.full((count,), NO_STATE)
-    counts = run((z / TEMPERATURE @ z.T)[None], proposals, kernels, log_u, start, burn_in=count // 2).counts
+    counts = run((z @ (z / TEMPERATURE).T).T[None], proposals, kernels, log_u, start, burn_in=count // 2).counts
     return counts / counts.sum(1, keepdim=True)
 
 

@@ -3,7 +3,19 @@
 from negbank.bank import EmbeddingBank
 from negbank.filters import Exclusions
 from negbank.index import ExactIndex, FaissIndex
+from negbank.mining import DamagedResultError, MiningResult, mine_hard_negatives
 from negbank.refresh import Refresher
 from negbank.snapshot import DamagedSnapshotError, Snapshot
 
-__all__ = ["DamagedSnapshotError", "EmbeddingBank", "ExactIndex", "Exclusions", "FaissIndex", "Refresher", "Snapshot"]
+__all__ = [
+    "DamagedResultError",
+    "DamagedSnapshotError",
+    "EmbeddingBank",
+    "ExactIndex",
+    "Exclusions",
+    "FaissIndex",
+    "MiningResult",
+    "Refresher",
+    "Snapshot",
+    "mine_hard_negatives",
+]

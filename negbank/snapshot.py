@@ -42,13 +42,22 @@ class Snapshot:
         positives: (N, D) unit rows of each row's positive view, or None.
         step: the optimiser step the rows were taken at.
         version: counts the snapshots of one run from 0.
+        fingerprint: what tells the model that made the rows, or None.
     """
 
     def __init__(
-        self, vectors: Tensor, index: Index, *, rows: Tensor | None, positives: Tensor | None, step: int, version: int
+        self,
+        vectors: Tensor,
+        index: Index,
+        *,
+        rows: Tensor | None,
+        positives: Tensor | None,
+        step: int,
+        version: int,
+        fingerprint: str | None = None,
     ) -> None:
         self.vectors, self.index, self.rows = vectors, index, rows
-        self.positives, self.step, self.version = positives, step, version
+        self.positives, self.step, self.version, self.fingerprint = positives, step, version, fingerprint
 
     def __len__(self) -> int:
         return len(self.vectors)
@@ -67,6 +76,7 @@ class Snapshot:
         recall_at: int = 64,
         warm: Snapshot | None = None,
         seed: int = 0,
+        fingerprint: str | None = None,
     ) -> Snapshot:
         """Normalise a copy of `vectors` (N, D) and index it.
 
@@ -79,6 +89,7 @@ class Snapshot:
             version: number of this snapshot in its run.
             target_recall, recall_at, seed: see `FaissIndex`.
             warm: an earlier snapshot, whose cells an IVF starts from.
+            fingerprint: what tells the model the rows come from, such as a hash of its weights; kept in the manifest.
 
         Raises:
             ValueError: for fewer than two rows, rows that are not finite, or written rows that are zero.
@@ -108,7 +119,7 @@ class Snapshot:
                 warm=None if warm is None else warm.index,
                 seed=seed,
             )
-        return cls(frozen, index, rows=rows, positives=pairs, step=step, version=version)
+        return cls(frozen, index, rows=rows, positives=pairs, step=step, version=version, fingerprint=fingerprint)
 
     @cached_property
     def exclude_self(self) -> Exclusions:
@@ -144,6 +155,7 @@ class Snapshot:
             "format": FORMAT,
             "step": self.step,
             "version": self.version,
+            "fingerprint": self.fingerprint,
             "shape": list(self.vectors.shape),
             "dtype": "float32",
             "index": self.index.report.factory,
@@ -155,20 +167,35 @@ class Snapshot:
         draft.rename(folder)
 
     @classmethod
-    def load(cls, folder: str | Path, *, device: torch.device | str = "cpu") -> Snapshot:
+    def load(
+        cls, folder: str | Path, *, device: torch.device | str = "cpu", fingerprint: str | None = None
+    ) -> Snapshot:
         """Read a saved snapshot back, every file checked against its checksum first.
 
+        Args:
+            fingerprint: of the model that will ask; rows known to be of another one are refused.
+
         Raises:
-            DamagedSnapshotError: naming the file that is missing, changed, or of another format.
+            DamagedSnapshotError: naming the file that is missing, changed, or of another format or shape.
+            ValueError: for rows of another model.
         """
         folder = Path(folder)
         manifest = _checked_manifest(folder)
+        made_by = manifest.get("fingerprint")
+        if fingerprint is not None and made_by is not None and made_by != fingerprint:
+            raise ValueError(
+                f"{folder}: rows of the model {made_by[:12]}…, asked for by {fingerprint[:12]}…; "
+                f"embed the corpus again with this model"
+            )
         arrays = {
             name: torch.from_numpy(np.load(folder / f"{name}.npy", allow_pickle=False)).to(device)
             for name in ("vectors", "positives", "rows")
             if f"{name}.npy" in manifest["sha256"]
         }
         vectors, rows = arrays["vectors"], arrays.get("rows")
+        found = [list(vectors.shape), str(vectors.dtype).removeprefix("torch.")]
+        if found != [manifest["shape"], manifest["dtype"]]:
+            raise DamagedSnapshotError(f"{folder}: vectors are {found}, the manifest says {manifest['shape']}")
         if "index.pt" in manifest["sha256"]:
             index: Index = FaissIndex.restore(
                 vectors, rows, torch.load(folder / "index.pt", map_location="cpu", weights_only=True)
@@ -182,6 +209,7 @@ class Snapshot:
             positives=arrays.get("positives"),
             step=manifest["step"],
             version=manifest["version"],
+            fingerprint=made_by,
         )
 
 

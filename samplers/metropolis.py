@@ -44,13 +44,27 @@ def acceptance(log_weight_proposed: Tensor, log_weight_current: Tensor) -> Tenso
     return torch.where(log_weight_proposed == -torch.inf, 0.0, ratio)
 
 
+def log_uniforms(steps: int, chains: int, *, generator: torch.Generator | None, device: torch.device) -> Tensor:
+    """log u of R steps of A chains (A, R) float32, in the layout that `scan` reads; one draw seeds all of them.
+
+    On the CPU by NumPy's SFC64, which gives them in two thirds of the time.
+    """
+    seed = int(torch.randint(2**62, (), generator=generator, device="cpu" if generator is None else generator.device))
+    if device.type == "cpu":
+        draws = torch.from_numpy(np.random.Generator(np.random.SFC64(seed)).random((steps, chains), dtype=np.float32))
+    else:
+        draws = torch.rand(steps, chains, generator=torch.Generator(device).manual_seed(seed), device=device)
+    return draws.log_().T
+
+
 def scan(
     log_weights: Tensor, proposals: Tensor, kernels: Tensor, log_uniforms: Tensor, start: Tensor, *, burn_in: int = 0
 ) -> Scan:
     """Run A chains through R proposals each: accept iff log u < w(j) − w(c).
 
     Args:
-        log_weights: (M, A, C) w_m = β s − log q_m of every kernel, chain and candidate column.
+        log_weights: (M, A, C) w_m = β s − log q_m of every kernel, chain and candidate column; the transposed view of a
+            (M, C, A) tensor is read without a copy.
         proposals: (A, R) long columns; `NO_STATE` skips the step, which then keeps no state either.
         kernels: (R,) long, the kernel m of each step.
         log_uniforms: (A, R) logarithms of uniform draws, in the dtype of `log_weights`.

@@ -12,6 +12,7 @@ from pathlib import Path
 # small operations then takes seconds; a short spin costs nothing measurable where none does. Read when torch loads.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
+from train import mine
 from train.config import ConfigError, describe, load, root_of
 from train.options import Ablation, Config
 
@@ -22,6 +23,7 @@ examples:
   negbank train --resume runs/quickstart                         go on after an interruption
   negbank eval runs/quickstart                                   measure the newest checkpoint
   negbank ablate configs/ablate_npy.yaml source.path=mine.npy    compare proposals on your embeddings
+  negbank mine --corpus c.npy --queries q.npy --out mined        hard negatives for embeddings; see mine --help
   negbank validate configs/*.yaml                                check files without running them
   negbank keys                                                   every key, its default and its meaning
 """
@@ -74,6 +76,7 @@ def parser() -> argparse.ArgumentParser:
     ablate.add_argument("--overwrite", action="store_true", help="replace the results that `out` holds already")
     keys = commands.add_parser("keys", help="list every key with its default and meaning")
     keys.add_argument("of", nargs="?", choices=("train", "ablate"), default="train", help="of which command's files")
+    mine.add_commands(commands)
     return top
 
 
@@ -90,6 +93,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         if options.command == "validate":
             return _validate(options.configs)
+        if options.command in ("mine", "refilter", "index"):
+            return mine.run(options)
         if options.command == "ablate":
             return _ablate(options, overrides)
         return _train(options, overrides) if options.command == "train" else _evaluate(options.run_dir)

@@ -47,7 +47,7 @@ from negbank.filters import Exclusions
 from negbank.proposals import PooledDistribution, Proposal, ProposalDistribution
 from negbank.random import uniforms
 from negbank.snapshot import Snapshot
-from samplers.metropolis import NO_STATE, Scan, acceptance, scan
+from samplers.metropolis import NO_STATE, Scan, acceptance, log_uniforms, scan
 from samplers.negatives.contract import EncodedBatch, Info, Negatives, require_drawn
 from samplers.negatives.index_draws import IndexDraws
 
@@ -243,7 +243,7 @@ class Emc2:
             before = torch.where((before == NO_STATE) & open_to.any(1), first, before)
         if self._score == "delayed" and float(torch.rand((), generator=self._generator)) < 0.5:
             kernels, proposals = kernels.flip(0), proposals.flip(1)
-        log_u = _log_uniforms(proposals, self._generator)
+        log_u = log_uniforms(proposals.shape[1], len(own), generator=self._generator, device=device)
         burn_in = int(self._burn_in * proposals.shape[1])
         done = scan(log_weights, proposals, kernels, log_u, before, burn_in=burn_in)
         proposed, accepted = done.proposed.sum(0).tolist(), done.accepted.sum(0).tolist()
@@ -348,10 +348,3 @@ def _shuffle(proposals: Tensor, generator: torch.Generator | None) -> Tensor:
     """Proposals (A, R), each chain's in a random order of its own."""
     keys = uniforms(tuple(proposals.shape), generator=generator, device=proposals.device)
     return proposals.gather(1, keys.argsort(1))
-
-
-def _log_uniforms(proposals: Tensor, generator: torch.Generator | None) -> Tensor:
-    """log u for every proposal (A, R), in float32; drawn step by step, the layout that the scan reads."""
-    device = proposals.device
-    draws = torch.rand(proposals.T.shape, generator=generator, device=device if generator is None else generator.device)
-    return draws.to(device).log_().T

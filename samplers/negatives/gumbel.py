@@ -104,7 +104,7 @@ def draw_indexed(
 ) -> Draws:
     """`draw_exact` over a snapshot, by its index: k rows retrieved and the tail's noise drawn lazily.
 
-    log Z is that of an unbiased estimate of Z.
+    log Z is that of an unbiased estimate of Z. Anchors none of whose k rows is in D_i are drawn for by `draw_exact`.
     """
     device, count = rows.device, len(rows)
     found, inside = search_allowed(snapshot, exclude, rows, queries, k)
@@ -132,9 +132,18 @@ def draw_indexed(
     # Z = Σ_T exp(βs̃) + Z_tail: rings of rate |D| exp(b), over the time of all n races, each worth its share of exp(b)
     seen = share.new_zeros(count).scatter_add_(0, anchor, share)
     log_partition = torch.logaddexp(head.logsumexp(1), seen.log() - log_first.logsumexp(1))
-    empty = ~inside.any(1)
-    drawn = torch.where(empty[:, None], exclude.uniform(rows, n, generator=generator), drawn.view(count, n))
-    return Draws(drawn, torch.where(empty, torch.inf, log_partition), len(race) / max(1, count * n))
+    drawn = drawn.view(count, n)
+    alone = ~inside.any(1)
+    if bool(alone.any()):  # all that was retrieved is excluded: there is no head to race against
+        written = torch.ones(len(snapshot), dtype=torch.bool, device=device)
+        if snapshot.rows is not None:
+            written = torch.zeros_like(written).index_fill_(0, snapshot.rows, True)
+        exact = draw_exact(
+            snapshot.vectors, written, rows[alone], queries[alone], n,
+            temperature=temperature, exclude=exclude, generator=generator,
+        )  # fmt: skip
+        drawn[alone], log_partition[alone] = exact.ids, exact.log_partition
+    return Draws(drawn, log_partition, len(race) / max(1, count * n))
 
 
 def _tail_shares(
@@ -146,7 +155,8 @@ def _tail_shares(
         logits = exact_scores(snapshot.vectors, queries[i], j[:, None])[:, 0].double() / temperature
         out = (head[i] == j[:, None]).any(1)
         if snapshot.rows is not None:
-            out = out | (snapshot.vectors[j] == 0).all(1)
+            at = torch.searchsorted(snapshot.rows, j).clamp(max=len(snapshot.rows) - 1)
+            out = out | (snapshot.rows[at] != j)
         parts.append(torch.where(out, 0.0, (logits - bound[i]).clamp(max=0).exp()))
     return torch.cat(parts)
 

@@ -25,6 +25,8 @@ from samplers.negatives.contract import EncodedBatch, Info, Negatives, further_r
 from samplers.negatives.index_draws import check_query, require_queries, search_allowed
 
 WEIGHTS = ("softmax", "pairwise", "uniform")
+REACH = 1024
+"""How far the search goes for k rows outside of an anchor's group."""
 
 
 class _Drawn(NamedTuple):
@@ -38,7 +40,8 @@ class Hardest:
     Args:
         num_rows: N.
         temperature: τ = 1/β.
-        k: rows retrieved for each row of the batch, shared by its views; fewer where the bank or D_i have fewer.
+        k: rows retrieved for each row of the batch, shared by its views; fewer where the bank or D_i have fewer, or
+            `REACH` neighbours do.
         draws: how many of the k are taken, at random; None takes all.
         weights: "softmax", "pairwise" or "uniform".
         positive: whether the positive is in the softmax's denominator.
@@ -99,14 +102,22 @@ class Hardest:
             ids = exclude.uniform(rows, count, generator=self._generator)
         else:
             queries = self._snapshot.vectors[rows] if queries is None else queries.detach().float()
-            found, inside = search_allowed(self._snapshot, exclude, rows, queries, self._k)
-            ids = torch.where(inside, found.ids, NO_ROW)
+            ids = self._retrieve(self._snapshot, exclude, rows, queries)
             if self._draws is not None:
                 keys = uniforms(tuple(ids.shape), generator=self._generator, device=rows.device)
-                chosen = torch.where(inside, keys, -1.0).topk(min(count, ids.shape[1])).indices
+                chosen = torch.where(ids == NO_ROW, -1.0, keys).topk(min(count, ids.shape[1])).indices
                 ids = ids.gather(1, chosen)
         self._drawn = _Drawn(rows, ids)
         return further_rows(ids, rows)
+
+    def _retrieve(self, snapshot: Snapshot, exclude: Exclusions, rows: Tensor, queries: Tensor) -> Tensor:
+        """The k best ids of D_i (B, n), −1 for the others found; groups may have the search look further than k."""
+        reach = self._k
+        while True:
+            found, inside = search_allowed(snapshot, exclude, rows, queries, self._k, reach=reach)
+            if reach >= min(REACH, len(snapshot.index)) or bool((inside.sum(1) == self._k).all()):
+                return torch.where(inside, found.ids, NO_ROW)
+            reach = min(4 * reach, REACH)
 
     def __call__(self, batch: EncodedBatch) -> tuple[Negatives, Info]:
         """See `NegativeSampler.__call__`.

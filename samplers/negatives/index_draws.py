@@ -100,13 +100,13 @@ def require_queries(queries: Tensor | None, *, wanted: bool) -> None:
 
 
 def search_allowed(
-    snapshot: Snapshot, exclude: Exclusions, rows: Tensor, queries: Tensor, k: int
+    snapshot: Snapshot, exclude: Exclusions, rows: Tensor, queries: Tensor, k: int, *, reach: int | None = None
 ) -> tuple[Neighbors, Tensor]:
     """The nearest bank rows of anchors rows (B,), and which of them (B, n) are their k best in D_i.
 
-    They are fewer than k where exclusions or an unfinished bank leave fewer of what the search returned.
+    They are fewer than k where groups or an unfinished bank leave fewer among the `reach` rows found, k by default.
     """
     extra = 1 + exclude.listed(rows).shape[1]
-    found = snapshot.index.search(queries, min(k + extra, len(snapshot.index)))
+    found = snapshot.index.search(queries, min((reach or k) + extra, len(snapshot.index)))
     allowed = exclude.allowed(rows, found.ids)
     return found, allowed & (allowed.cumsum(1) <= k)

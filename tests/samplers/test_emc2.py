@@ -90,7 +90,7 @@ def test_proposing_both_views_of_a_row_in_one_visit_is_biased(data):
     """Why `batch_views="one"` is the default: the second proposal of a row is no independent draw from D_i."""
     z, snapshot = data
     one, both = (
-        bias(occupancy(sampler(snapshot, proposals="in_batch", batch_views=v), z, 4, 400), target(z @ z.T))
+        bias(occupancy(sampler(snapshot, proposals="in_batch", batch_views=v), z, 4, 1000), target(z @ z.T))
         for v in ("one", "all")
     )
     assert one < 0.13

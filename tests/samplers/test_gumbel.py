@@ -123,11 +123,23 @@ def test_the_tail_is_a_small_part_of_the_bank(clustered):
     assert draws.tail > 0.6 * 4000 / 64  # flat scores: the bound is met
 
 
+def test_an_anchor_whose_nearest_rows_are_all_excluded_keeps_its_law(data):
+    """As with classes for groups: the k nearest may all be of the anchor's own."""
+    z, _ = data
+    order = (z[0] @ z.T).argsort(descending=True)
+    exclude = Exclusions(N, groups=torch.zeros(N, dtype=torch.int64).index_fill_(0, order[20:], 1))
+    for written in (None, torch.arange(N) % 3 != 1):
+        snapshot = Snapshot.build(z, factory="exact", written=written)
+        pi, log_partition = law(snapshot.vectors, ROWS, exclude, written)
+        draws = indexed(snapshot, k=8, exclude=exclude)
+        assert min(p_values(draws.ids, pi)) > 1e-3
+        torch.testing.assert_close(draws.log_partition[0], log_partition[0], atol=1e-5, rtol=0)
+
+
 def test_rows_never_written_are_not_drawn(data):
     z, _ = data
     written = torch.arange(N) % 3 != 1
     snapshot = Snapshot.build(z, factory="exact", written=written)
-    snapshot.vectors[~written] = 0
     pi, _ = law(snapshot.vectors, ROWS, snapshot.exclude_self, written)
     assert min(p_values(indexed(snapshot).ids, pi)) > 1e-3
 

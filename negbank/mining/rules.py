@@ -1,0 +1,229 @@
+"""Which candidates may be negatives, and which of them are taken.
+
+Candidates of a query stand in the order of (−score, id); rank 0 is the best row of D_i. With p the reference among the
+scores of its positives, a candidate of score s and rank < range_max is rejected, by the first that applies, for
+
+    rank < range_min,   being a near-duplicate of a positive,
+    s + absolute_margin > p,   s > p − |p| · relative_margin,   s > max_score,   s < min_score.
+
+Of the rest, "top" takes the first, "random" and "softmax" draw without replacement: the num_negatives largest of
+s/τ + Gumbel noise (Kool et al. 2019, arXiv:1903.06059), at 1/τ = 0 for "random". Noise is a hash of (seed, query id,
+positive id, candidate id), so that a draw depends on nothing else.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+REASONS = (
+    "range_min",
+    "near_positive",
+    "absolute_margin",
+    "relative_margin",
+    "max_score",
+    "min_score",
+    "near_negative",
+)
+"""What a candidate can be rejected for; `verdicts` gives 1 + the place here."""
+REFERENCES = ("min", "max", "mean", "each")
+STRATEGIES = ("top", "random", "softmax")
+SHORTFALLS = ("short", "drop", "pad_random", "error")
+NOBODY = -1
+"""Column of a negative that was not found."""
+
+
+class Rules(NamedTuple):
+    """The arguments of `mine_hard_negatives` that choose among candidates; `range_max` is a number here."""
+
+    num_negatives: int = 3
+    range_min: int = 0
+    range_max: int = 10
+    absolute_margin: float | None = None
+    relative_margin: float | None = None
+    min_score: float | None = None
+    max_score: float | None = None
+    positive_reference: str = "min"
+    sampling_strategy: str = "top"
+    temperature: float = 0.05
+    shortfall: str = "short"
+    seed: int = 0
+
+    @property
+    def margins(self) -> bool:
+        """Whether positives are measured against."""
+        return self.absolute_margin is not None or self.relative_margin is not None
+
+    def check(self) -> None:
+        """Raise ValueError for the first argument out of its range, naming value and remedy."""
+        if self.num_negatives < 1:
+            raise ValueError(f"num_negatives={self.num_negatives}: expected at least 1")
+        if self.range_min < 0:
+            raise ValueError(f"range_min={self.range_min}: expected 0 or more, the best ranks to skip")
+        if self.range_max - self.range_min < self.num_negatives:
+            raise ValueError(
+                f"range_max={self.range_max}: ranks {self.range_min}..{self.range_max - 1} hold "
+                f"{max(0, self.range_max - self.range_min)} candidates for num_negatives={self.num_negatives}; "
+                f"raise range_max to at least {self.range_min + self.num_negatives}"
+            )
+        for name, value, known in (
+            ("positive_reference", self.positive_reference, REFERENCES),
+            ("sampling_strategy", self.sampling_strategy, STRATEGIES),
+            ("shortfall", self.shortfall, SHORTFALLS),
+        ):
+            if value not in known:
+                raise ValueError(f"{name}={value!r}: expected one of {', '.join(known)}")
+        for name, number in (
+            ("absolute_margin", self.absolute_margin),
+            ("relative_margin", self.relative_margin),
+            ("min_score", self.min_score),
+            ("max_score", self.max_score),
+        ):
+            if number is not None and not np.isfinite(number):
+                raise ValueError(f"{name}={number}: expected a finite number or None")
+        if self.min_score is not None and self.max_score is not None and self.min_score > self.max_score:
+            raise ValueError(f"min_score={self.min_score} is above max_score={self.max_score}; nothing lies between")
+        if self.sampling_strategy == "softmax" and not (self.temperature > 0 and np.isfinite(self.temperature)):
+            raise ValueError(f"temperature={self.temperature}: expected a finite value above 0")
+
+
+class Window(NamedTuple):
+    """Candidates of r rows, laid side by side and padded by scores of −∞.
+
+    scores (r, K) float32 by rank; near (r, K) bool: near-duplicates of a positive, or None; pairs: (row, column,
+    column) arrays of candidates that are near-duplicates of each other, or None.
+    """
+
+    scores: np.ndarray
+    near: np.ndarray | None = None
+    pairs: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
+
+
+class Picked(NamedTuple):
+    """columns (r, n) of the window, ascending, `NOBODY` where none was left; log_probs (r, n) or None; rejects (7,)."""
+
+    columns: np.ndarray
+    log_probs: np.ndarray | None
+    rejects: np.ndarray
+
+
+def reference_scores(indptr: np.ndarray, scores: np.ndarray, kind: str) -> np.ndarray:
+    """The positive score that margins measure against, one a query (Q,) or, for "each", one a positive: float32.
+
+    NaN for a query without positives.
+    """
+    if kind == "each":
+        return scores
+    counts = np.diff(indptr)
+    found = np.full(len(counts), np.nan, dtype=np.float32)
+    filled = counts > 0
+    if filled.any():
+        starts = indptr[:-1][filled]
+        if kind == "mean":
+            found[filled] = np.add.reduceat(scores.astype(np.float64), starts) / counts[filled]
+        else:
+            found[filled] = (np.minimum if kind == "min" else np.maximum).reduceat(scores, starts)
+    return found
+
+
+def verdicts(window: Window, reference: np.ndarray, rules: Rules, *, bounds: bool = True) -> np.ndarray:
+    """0 where a candidate may be taken, 1 + its place in `REASONS` where not, −1 where there is none: (r, K) int8.
+
+    Args:
+        reference: (r,) float32.
+        bounds: False to leave out ranks and `min_score`, which are not asked of random padding.
+    """
+    s = window.scores
+    p = reference.astype(np.float32)[:, None]
+    rank = np.arange(s.shape[1])
+    nothing = np.zeros_like(s, dtype=bool)
+    conditions = (
+        nothing | (rank < rules.range_min) if bounds else nothing,
+        nothing if window.near is None else window.near,
+        nothing if rules.absolute_margin is None else s + np.float32(rules.absolute_margin) > p,
+        nothing if rules.relative_margin is None else s > p - np.abs(p) * np.float32(rules.relative_margin),
+        nothing if rules.max_score is None else s > np.float32(rules.max_score),
+        nothing if rules.min_score is None or not bounds else s < np.float32(rules.min_score),
+    )
+    found = np.zeros(s.shape, dtype=np.int8)
+    for reason, condition in reversed(list(enumerate(conditions, start=1))):
+        found[condition] = reason
+    found[(s == -np.inf) | (bounds & (rank >= rules.range_max))] = -1
+    return found
+
+
+def pick(window: Window, reference: np.ndarray, noise: np.ndarray | None, rules: Rules) -> Picked:
+    """Choose up to `num_negatives` of every row's candidates.
+
+    Args:
+        noise: (r, K) float64 uniforms in (0, 1) from `draw`, for "random" and "softmax"; else None.
+    """
+    verdict = verdicts(window, reference, rules)
+    open_ = verdict == 0
+    log_probs = None
+    order = np.broadcast_to(np.arange(open_.shape[1]), open_.shape)
+    if noise is not None:
+        softmax = rules.sampling_strategy == "softmax"
+        logits = window.scores.astype(np.float64) / rules.temperature if softmax else np.zeros(open_.shape)
+        logits = np.where(open_, logits, -np.inf)
+        with np.errstate(invalid="ignore"):
+            top = logits.max(axis=1, keepdims=True, initial=-np.inf)
+            log_probs = logits - top - np.log(np.exp(logits - top).sum(axis=1, keepdims=True))
+        order = np.argsort(-(logits - np.log(-np.log(noise))), axis=1, kind="stable")
+    if window.pairs is None:
+        in_order = np.take_along_axis(open_, order, 1)
+        taken = np.zeros_like(open_)
+        np.put_along_axis(taken, order, in_order & (in_order.cumsum(1) <= rules.num_negatives), 1)
+    else:
+        taken = _apart(window, open_, order, rules.num_negatives, verdict)
+    columns = np.full((len(open_), rules.num_negatives), NOBODY)
+    row, column = np.nonzero(taken)
+    counts = taken.sum(1)
+    columns[row, np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)] = column
+    chosen = None
+    if log_probs is not None:
+        chosen = np.where(columns == NOBODY, np.nan, np.take_along_axis(log_probs, columns.clip(min=0), 1))
+    rejects = np.bincount(verdict[verdict > 0], minlength=len(REASONS) + 1)[1:]
+    return Picked(columns, chosen, rejects)
+
+
+def _apart(window: Window, open_: np.ndarray, order: np.ndarray, count: int, verdict: np.ndarray) -> np.ndarray:
+    """Take in order, skipping near-duplicates of what is taken; those passed over are marked in `verdict`."""
+    assert window.pairs is not None
+    row, left, right = window.pairs
+    near = np.zeros((len(open_), open_.shape[1], open_.shape[1]), dtype=bool)
+    near[row, left, right] = near[row, right, left] = True
+    taken, blocked = np.zeros_like(open_), np.zeros_like(open_)
+    number, every = np.zeros(len(open_), dtype=np.int64), np.arange(len(open_))
+    for column in order.T:
+        wanted = open_[every, column] & (number < count)
+        repeated = wanted & blocked[every, column]
+        verdict[every[repeated], column[repeated]] = len(REASONS)
+        new = wanted & ~repeated
+        taken[every[new], column[new]] = True
+        number += new
+        blocked[new] |= near[every[new], column[new]]
+    return taken
+
+
+def draw(seed: int, queries: np.ndarray, positives: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+    """Uniforms in (0, 1) by hashing: (r, K) float64.
+
+    Args:
+        queries, positives: (r,) uint64 keys of ids; positives 0 but for "each".
+        candidates: (r, K) uint64 keys.
+    """
+    with np.errstate(over="ignore"):
+        state = _mixed(np.uint64(seed % 2**64) + np.uint64(0x9E3779B97F4A7C15))
+        state = _mixed(_mixed(state ^ queries) + positives)
+        bits = _mixed(_mixed(state[:, None] ^ candidates) + np.uint64(0x9E3779B97F4A7C15))
+    return ((bits >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+
+
+def _mixed(x: np.ndarray | np.uint64) -> np.ndarray:
+    """The finaliser of SplitMix64 (Steele, Lea & Flood 2014), a bijection of 64 bits."""
+    x = np.asarray(x, dtype=np.uint64)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return np.asarray(x ^ (x >> np.uint64(31)))
