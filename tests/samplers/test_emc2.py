@@ -74,9 +74,9 @@ def bias(blocks, pi):
         (16, 400, {"proposals": "index", "pool": True, "draws": 32}),
         (16, 400, {"proposals": "both", "pool": True, "draws": 16}),
         (16, 400, {"proposals": "index", "score": "delayed"}),
-        (8, 400, {"proposals": "both", "score": "delayed"}),
+        (8, 1000, {"proposals": "both", "score": "delayed"}),
         (8, 800, {"proposals": "in_batch", "score": "delayed"}),
-        (16, 400, {"proposals": "both", "score": "delayed", "pool": True, "draws": 16}),
+        (16, 800, {"proposals": "both", "score": "delayed", "pool": True, "draws": 16}),
     ],
     ids=lambda value: ", ".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else str(value),
 )

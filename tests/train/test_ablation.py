@@ -668,7 +668,7 @@ def test_a_damaged_snapshot_ends_with_code_1(config_file, saved, tmp_path, capsy
 
 RUN = {
     "data": {"type": "digits"},
-    "encoder": {"width": 8, "features": 16, "projector": {"hidden": 16, "dim": 8}},
+    "encoder": {"width": 16, "features": 32, "projector": {"hidden": 32, "dim": 16}},
     "batches": {"batch_size": 16},
     "negatives": {"type": "emc2", "proposal": {"k": 8}, "draws": 1},
     "refresh": {"every": 4, "unit": "steps", "mode": "full", "probe_rows": 32},
