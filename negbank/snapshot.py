@@ -21,7 +21,7 @@ from torch import Tensor
 
 from negbank.bank import require_finite, unit_rows
 from negbank.filters import Exclusions
-from negbank.index import Cells, ExactIndex, FaissIndex, Index
+from negbank.index import Cells, ExactIndex, FaissIndex, Graph, Index
 from negbank.index.faiss import kmeans_cells
 
 FORMAT = 1
@@ -58,6 +58,7 @@ class Snapshot:
     ) -> None:
         self.vectors, self.index, self.rows = vectors, index, rows
         self.positives, self.step, self.version, self.fingerprint = positives, step, version, fingerprint
+        self._graph: Graph | None = None
 
     def __len__(self) -> int:
         return len(self.vectors)
@@ -132,6 +133,16 @@ class Snapshot:
         if self.index.cells is not None:
             return self.index.cells
         return kmeans_cells(self.vectors, self.rows, max(1, round(1.5 * math.sqrt(len(self.index)))))
+
+    def graph(self, k: int) -> Graph:
+        """`Index.graph` of the indexed rows, found once: fewer neighbours are cut from more, whose report it keeps.
+
+        Raises:
+            ValueError: when there are no k other rows.
+        """
+        if self._graph is None or not 1 <= k <= self._graph.ids.shape[1]:
+            self._graph = self.index.graph(k)
+        return Graph(self._graph.ids[:, :k], self._graph.scores[:, :k], self._graph.report)
 
     def save(self, folder: str | Path) -> None:
         """Write the snapshot as a new folder: built under a temporary name beside it, then renamed.

@@ -8,8 +8,13 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
+import numba
+import numpy as np
 import torch
 from torch import Tensor
+
+MEMORY = 1 << 30
+"""Bytes that a graph takes by default, beside the rows, their copy for fast products, and the result."""
 
 
 class Neighbors(NamedTuple):
@@ -17,6 +22,44 @@ class Neighbors(NamedTuple):
 
     ids: Tensor
     scores: Tensor
+
+
+class GraphReport(NamedTuple):
+    """How a kNN graph was found, and the recall@`recall_at` it measured on a sample of its own rows (1 if exact).
+
+    cells, probes: of a cell join, how many there are and how many were searched for each; compared: rows that a row was
+    compared with, on average.
+    """
+
+    method: str
+    rows: int
+    recall: float
+    recall_at: int
+    cells: int | None
+    probes: int | None
+    compared: float
+    seconds: float
+
+    def __str__(self) -> str:
+        cells = "" if self.cells is None else f", {self.probes} of {self.cells} cells"
+        return (
+            f"{self.method} graph of {self.rows} rows: recall@{self.recall_at} {self.recall:.4f}{cells}, "
+            f"{self.compared:.0f} rows compared with each, in {self.seconds:.2f} s"
+        )
+
+
+class Graph(Neighbors):
+    """The neighbours of every indexed row, (rows, k), and the report of how they were found."""
+
+    report: GraphReport
+
+    def __new__(cls, ids: Tensor, scores: Tensor, report: GraphReport) -> Graph:
+        self = super().__new__(cls, ids, scores)
+        self.report = report
+        return self
+
+    def __getnewargs__(self) -> tuple[Tensor, Tensor, GraphReport]:
+        return self.ids, self.scores, self.report
 
 
 class Cells(NamedTuple):
@@ -64,8 +107,16 @@ class Index(Protocol):
         """The k best rows for queries (B, D), leaving out the ids exclude (B, E), which −1 pads."""
         ...
 
-    def graph(self, k: int) -> Neighbors:
-        """The k best other rows of every indexed row: (rows, k), in the order of the indexed rows."""
+    def graph(self, k: int, *, target_recall: float = 0.99, memory: int = MEMORY) -> Graph:
+        """The k best other rows of every indexed row: (rows, k), in the order of the indexed rows.
+
+        Args:
+            target_recall: recall@k for an approximate index to reach, in (0, 1]; what it measured is in the report.
+            memory: bytes held at once beside the rows, their copy for fast products, and the result.
+
+        Raises:
+            ValueError: when there are no k other rows, or for a target outside (0, 1].
+        """
         ...
 
 
@@ -77,6 +128,12 @@ def check_k(k: int, excluded: int, rows: int) -> None:
         )
 
 
+def check_recall(target: float) -> None:
+    """Raise ValueError unless the target is a share in (0, 1]."""
+    if not 0 < target <= 1:
+        raise ValueError(f"target_recall={target}: expected a share in (0, 1]")
+
+
 def drop_excluded(found: Neighbors, k: int, exclude: Tensor | None) -> Neighbors:
     """The first k of over-fetched neighbours (B, k + E) that are not in exclude (B, E)."""
     if exclude is None:
@@ -86,27 +143,76 @@ def drop_excluded(found: Neighbors, k: int, exclude: Tensor | None) -> Neighbors
     return Neighbors(found.ids.gather(1, first), found.scores.gather(1, first))
 
 
-def by_score_then_id(ids: Tensor, scores: Tensor) -> Neighbors:
-    """Each query's ids (B, k) in the order of (−score, id)."""
-    by_id = ids.argsort(1)
-    order = by_id.gather(1, scores.gather(1, by_id).argsort(dim=1, descending=True, stable=True))
-    return Neighbors(ids.gather(1, order), scores.gather(1, order))
+def by_score_then_id(ids: Tensor, scores: Tensor, k: int | None = None) -> Neighbors:
+    """The first k, all by default, of each query's ids (B, w) in the order of (−score, id), and their scores.
+
+    Sorted as integers that hold both: ids below 2³¹, scores (B, w) float32.
+    """
+    k = ids.shape[1] if k is None else k
+    if ids.device.type != "cpu":
+        return sorted_in_torch(ids, scores, k)
+    keys = _keys(ids.contiguous().numpy(), scores.contiguous().numpy())
+    keys.sort(axis=1)  # by vector instructions, which torch has not
+    return Neighbors(*(torch.from_numpy(array) for array in _of_keys(keys, k)))
+
+
+def sorted_in_torch(ids: Tensor, scores: Tensor, k: int) -> Neighbors:
+    """`by_score_then_id` on any device."""
+    bits = (scores + 0.0).view(torch.int32)  # −0.0 becomes 0.0
+    rising = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+    keys = ((~rising).to(torch.int64) << 32 | ids & 0xFFFFFFFF).sort(dim=1).values[:, :k]
+    rising = ~(keys >> 32).to(torch.int32)
+    return Neighbors(keys & 0xFFFFFFFF, torch.where(rising < 0, rising ^ 0x7FFFFFFF, rising).view(torch.float32))
+
+
+@numba.njit(cache=True, nogil=True)
+def _keys(ids: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    keys = np.empty(ids.shape, np.int64)
+    for q in range(ids.shape[0]):
+        for c in range(ids.shape[1]):
+            bits = np.int64(np.float32(scores[q, c] + np.float32(0)).view(np.int32))
+            keys[q, c] = ~(bits if bits >= 0 else bits ^ 0x7FFFFFFF) << 32 | ids[q, c] & 0xFFFFFFFF
+    return keys
+
+
+@numba.njit(cache=True, nogil=True)
+def _of_keys(keys: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    ids, scores = np.empty((keys.shape[0], k), np.int64), np.empty((keys.shape[0], k), np.float32)
+    for q in range(keys.shape[0]):
+        for c in range(k):
+            bits = ~(keys[q, c] >> 32)
+            ids[q, c] = keys[q, c] & 0xFFFFFFFF
+            scores[q, c] = np.int32(bits if bits >= 0 else bits ^ 0x7FFFFFFF).view(np.float32)
+    return ids, scores
 
 
 def exact_scores(vectors: Tensor, queries: Tensor, ids: Tensor) -> Tensor:
-    """Inner products of queries (B, D) with their own rows ids (B, k): (B, k) float32.
+    """Inner products of queries (B, D) with their own rows ids (B, k): (B, k) float32, −inf for an id of −1.
 
     Summed row by row, so that a score does not depend on which other queries share the call.
     """
+    if vectors.device.type == "cpu" and vectors.dtype == queries.dtype == torch.float32:
+        scores = torch.empty(ids.shape)
+        _scores(*(t.detach().contiguous().numpy() for t in (vectors, queries, ids, scores)))
+        return scores
     scores = torch.empty(ids.shape, dtype=torch.float32, device=queries.device)
     block = max(1, (1 << 23) // max(1, ids.shape[1] * queries.shape[1]))
     for at in range(0, len(ids), block):
         rows = vectors[ids[at : at + block]].to(torch.float32)
         scores[at : at + block] = (rows * queries[at : at + block, None, :]).sum(-1)
-    return scores
+    return scores.masked_fill_(ids < 0, -torch.inf)
 
 
-def row_graph(index: Index, rows: Tensor, k: int, block: int = 4096) -> Neighbors:
-    """`Index.graph` by searching the indexed rows (ids `rows`) block by block, each without itself."""
-    parts = [index.search(index.vectors[part], k, exclude=part[:, None]) for part in rows.split(block)]
-    return Neighbors(torch.cat([p.ids for p in parts]), torch.cat([p.scores for p in parts]))
+@numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"})
+def _scores(vectors: np.ndarray, queries: np.ndarray, ids: np.ndarray, scores: np.ndarray) -> None:
+    """`exact_scores`. Not to be called from another compiled function: one machine code, one order of every sum."""
+    for q in range(ids.shape[0]):
+        query = queries[q]
+        for c in range(ids.shape[1]):
+            if ids[q, c] < 0:
+                scores[q, c] = -np.inf
+                continue
+            row, score = vectors[ids[q, c]], np.float32(0)
+            for d in range(query.shape[0]):
+                score += query[d] * row[d]
+            scores[q, c] = score

@@ -1,23 +1,25 @@
-"""Exact search in plain torch, on any device: the oracle that every other index is measured against."""
+"""Exact search on any device: the oracle that every other index is measured against."""
 
 from __future__ import annotations
+
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from negbank.index.contract import (
+    MEMORY,
     Cells,
+    Graph,
     IndexReport,
     Neighbors,
-    by_score_then_id,
     check_k,
+    check_recall,
     drop_excluded,
-    exact_scores,
-    row_graph,
 )
-
-BLOCK_SCORES = 1 << 25
-"""Scores held at once: 128 MiB of float32."""
+from negbank.index.exact_graph import exact_graph
+from negbank.index.products import lengths
+from negbank.index.search import exact_search
 
 
 class ExactIndex:
@@ -45,31 +47,23 @@ class ExactIndex:
         return len(self._searched)
 
     def search(self, queries: Tensor, k: int, *, exclude: Tensor | None = None) -> Neighbors:
-        """See `Index.search`. Memory beyond the result: `BLOCK_SCORES` scores.
+        """See `Index.search`. Memory beyond the result: `MEMORY` bytes, and for many queries a copy of the rows.
 
         Raises:
             ValueError: when k rows are not left after `exclude`.
         """
         wide = k + (0 if exclude is None else exclude.shape[1])
         check_k(k, wide - k, len(self))
-        queries = queries.to(device=self.vectors.device, dtype=torch.float32)
-        block = max(1, BLOCK_SCORES // len(self))
-        ids = torch.cat([self._top(part, wide) for part in queries.split(block)]) if len(queries) else None
-        if ids is None:
-            return Neighbors(torch.empty(0, k, dtype=torch.int64), torch.empty(0, k))
-        if self._rows is not None:
-            ids = self._rows[ids]
-        return drop_excluded(by_score_then_id(ids, exact_scores(self.vectors, queries, ids)), k, exclude)
+        queries = queries.detach().to(device=self.vectors.device, dtype=torch.float32).contiguous()
+        ids, scores = exact_search(self._searched.to(torch.float32), queries, wide, longest=self._longest)
+        return drop_excluded(Neighbors(ids if self._rows is None else self._rows[ids], scores), k, exclude)
 
-    def _top(self, queries: Tensor, k: int) -> Tensor:
-        scores = queries @ self._searched.to(torch.float32).T
-        best = scores.topk(k, dim=1)
-        tied = (scores >= best.values[:, -1:]).sum(1) > k
-        if bool(tied.any()):  # topk breaks ties as it likes; a stable sort breaks them by id
-            best.indices[tied] = scores[tied].argsort(dim=1, descending=True, stable=True)[:, :k]
-        return best.indices
+    @cached_property
+    def _longest(self) -> Tensor:
+        return lengths(self._searched).amax()
 
-    def graph(self, k: int) -> Neighbors:
-        """See `Index.graph`."""
-        rows = torch.arange(len(self), device=self.vectors.device) if self._rows is None else self._rows
-        return row_graph(self, rows, k)
+    def graph(self, k: int, *, target_recall: float = 0.99, memory: int = MEMORY) -> Graph:
+        """See `Index.graph`: exact, whatever the target."""
+        check_k(k, 1, len(self))
+        check_recall(target_recall)
+        return exact_graph(self._searched.to(torch.float32), self._rows, k, memory=memory)

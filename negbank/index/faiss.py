@@ -22,18 +22,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from negbank.index.cell_join import cell_count, cell_join
 from negbank.index.contract import (
+    MEMORY,
     Cells,
+    Graph,
     Index,
     IndexReport,
     Neighbors,
     by_score_then_id,
     check_k,
+    check_recall,
     drop_excluded,
     exact_scores,
-    row_graph,
 )
 from negbank.index.exact import ExactIndex
+from negbank.index.exact_graph import exact_graph
 
 SAMPLE = 256
 """Rows used as queries to measure recall."""
@@ -83,8 +87,7 @@ class FaissIndex:
         warm: Index | None = None,
         seed: int = 0,
     ) -> None:
-        if not 0 < target_recall <= 1:
-            raise ValueError(f"target_recall={target_recall}: expected a share in (0, 1]")
+        check_recall(target_recall)
         self._place(vectors, rows)
         started = time.perf_counter()
         factory = choose_factory(len(self), vectors.shape[1], vectors.device) if factory == "auto" else factory
@@ -140,10 +143,18 @@ class FaissIndex:
             ids = self._rows[ids]
         return drop_excluded(by_score_then_id(ids, exact_scores(self.vectors, queries, ids)), k, exclude)
 
-    def graph(self, k: int) -> Neighbors:
-        """See `Index.graph`."""
-        rows = torch.arange(len(self), device=self.vectors.device) if self._rows is None else self._rows
-        return row_graph(self, rows, k)
+    def graph(self, k: int, *, target_recall: float = 0.99, memory: int = MEMORY) -> Graph:
+        """See `Index.graph`: exact for `Flat`, else a cell join, of the lists of an IVF where these are not too few."""
+        check_k(k, 1, len(self))
+        check_recall(target_recall)
+        if self._index is None:
+            return exact_graph(self._searched, self._rows, k, memory=memory)
+        cells = self.cells
+        if cells is not None and 4 * len(cells.sizes) < cell_count(len(self)):
+            cells = None
+        if cells is not None and self._rows is not None:
+            cells = cells._replace(assignment=cells.assignment[self._rows])
+        return cell_join(self._searched, self._rows, k, cells=cells, target_recall=target_recall, memory=memory)
 
     def _nearest(self, queries: Tensor, k: int) -> Tensor:
         """Positions among the searched rows (B, k), −1 where the index found fewer."""
