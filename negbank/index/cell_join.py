@@ -17,6 +17,7 @@ import time
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from negbank.index.contract import MEMORY, Cells, Graph, GraphReport, Neighbors, by_score_then_id, check_recall
 from negbank.index.exact_graph import exact_graph
@@ -32,6 +33,8 @@ SAMPLE = 512
 WORTH = 1 / 5
 """Share of all pairs above which comparing them all costs less: half of them do for that, in larger products."""
 CELLS_AT_ONCE = 8
+ROWS, COLUMNS = 16, 256
+"""Steps of the shape of a product."""
 
 
 def cell_count(rows: int) -> int:
@@ -109,10 +112,14 @@ class _Join:
     def truth(self, rows: Tensor) -> Tensor:
         """The k nearest others of rows (s,), exactly: (s, k)."""
         found, place = rows.new_empty(len(rows), self._k), self._order.argsort()
+        products, order = self._products, self._order
         step = min(64, self._step)
 
         def some(at: int) -> None:
-            found[at : at + step] = self._among(place[rows[at : at + step]], None).ids
+            own = rows[at : at + step]
+            left, slack = products.left[place[own]], products.slack[place[own]]
+            listed = shortlists(left, products.right, slack, order, own, self._k)
+            found[at : at + step] = ranked(self._vectors, self._vectors[own], listed, order, own, self._k).ids
 
         self._threads.run(some, range(0, len(rows), step))
         return found
@@ -122,53 +129,67 @@ class _Join:
 
         Where these hold too few rows, of some cells more.
         """
-        count, cells, device = len(self._vectors), len(self._cells.sizes), self._vectors.device
+        count, device = len(self._vectors), self._vectors.device
         ids = torch.empty(count, self._k, dtype=torch.int64, device=device)
         scores = torch.empty(count, self._k, device=device)
-        sizes, starts = self._cells.sizes, self._cells.sizes.cumsum(0) - self._cells.sizes
-        slices = list(zip(starts.tolist(), sizes.tolist()))
-        compared = [0] * cells
+        sizes, ends = self._cells.sizes, self._cells.sizes.cumsum(0)
+        order = self._order.to(torch.int32)
+        firsts = range(0, len(sizes), CELLS_AT_ONCE)
+        compared = dict.fromkeys(firsts, 0)
+
+        def rank(parts: list[tuple[slice, Tensor]], names: Tensor) -> None:
+            rows = torch.cat([self._order[part] for part, _ in parts])
+            width = max(listed.shape[1] for _, listed in parts)
+            whole = torch.cat([pad(listed, (0, width - listed.shape[1]), value=-1) for _, listed in parts])
+            best = ranked(self._vectors, self._vectors.index_select(0, rows), whole, names, rows, self._k)
+            ids.index_copy_(0, rows, best.ids)
+            scores.index_copy_(0, rows, best.scores)
 
         def some(first: int) -> None:
-            last = min(first + CELLS_AT_ONCE, cells)
-            near = self.near(torch.arange(first, last, device=device))
-            wide = (sizes[near].cumsum(1) <= self._k).sum(1).add(1).clamp(min=probes)
-            for cell, others, number in zip(range(first, last), near, wide.tolist()):
-                start, size = slices[cell]
-                chosen = others[:number]
-                places = _spelled_out(starts.index_select(0, chosen), sizes.index_select(0, chosen))
-                compared[cell] = size * len(places)
-                for at in range(start, start + size, self._step):
-                    mine = torch.arange(at, min(at + self._step, start + size), device=device)
-                    found = self._among(mine, places)
-                    rows = self._order.index_select(0, mine)
-                    ids.index_copy_(0, rows, found.ids)
-                    scores.index_copy_(0, rows, found.scores)
+            """A few cells at once: threads take the interpreter in turns, so that its steps are better few."""
+            own = torch.arange(first, min(first + CELLS_AT_ONCE, len(sizes)), device=device)
+            near = self.near(own)
+            wide = (sizes[near].cumsum(1) <= self._k).sum(1, keepdim=True).add(1).clamp(min=probes)
+            chosen = near[torch.arange(near.shape[1], device=device) < wide]  # for all of them, one after the other
+            places = _spelled_out(ends[chosen] - sizes[chosen], sizes[chosen])
+            names = order.index_select(0, places)
+            places = pad(places, (0, COLUMNS))
+            shown = [int(part.sum()) for part in sizes[chosen].split(wide.flatten().tolist())]
+            at, waiting, held = 0, list[tuple[slice, Tensor]](), 0
+            for end, size, number in zip(ends[own].tolist(), sizes[own].tolist(), shown):
+                columns, mine = places[at : at + rounded_up(number, COLUMNS)], names[at : at + number]
+                for start in range(end - size, end, self._step):
+                    part = slice(start, min(start + self._step, end))
+                    left = self._products.left[start : start + rounded_up(part.stop - start, ROWS)]
+                    slack = self._products.slack[part]
+                    listed = shortlists(left, self._products.right, slack, mine, order[part], self._k, columns)
+                    if bool((listed[:, 0] < 0).any()):
+                        rank([(part, listed)], mine)
+                        continue
+                    waiting.append((part, listed))
+                    held += len(listed)
+                    if held >= self._step:
+                        rank(waiting, mine)
+                        waiting, held = [], 0
+                at += number
+                compared[first] += size * number
+            if waiting:
+                rank(waiting, names)
 
-        self._threads.run(some, range(0, cells, CELLS_AT_ONCE))
-        self.compared = sum(compared) / count
+        self._threads.run(some, firsts)
+        self.compared = sum(compared.values()) / count
         return Neighbors(ids, scores)
 
-    def _among(self, mine: Tensor, places: Tensor | None) -> Neighbors:
-        """The k best others of the rows at `mine` of the order among those at `places` of it, all by default."""
-        order, products = self._order, self._products
-        own, ids = order.index_select(0, mine), order if places is None else order.index_select(0, places)
-        padded = None if places is None else _rounded_up(places, 256)
-        left, slack = products.left.index_select(0, _rounded_up(mine, 16)), products.slack.index_select(0, mine)
-        listed = shortlists(left, products.right, slack, ids, own, self._k, padded)
-        return ranked(self._vectors, self._vectors.index_select(0, own), listed, ids, own, self._k)
+
+def rounded_up(number: int, step: int) -> int:
+    """The next multiple of step: products of few shapes are compiled once each, and what is more is not looked at."""
+    return -(-number // step) * step
 
 
 def _spelled_out(starts: Tensor, lengths: Tensor) -> Tensor:
     """The numbers of slices, by their starts and lengths, one slice after the other."""
-    before = lengths.cumsum(0) - lengths
-    offsets = (starts - before).repeat_interleave(lengths)
+    offsets = (starts - (lengths.cumsum(0) - lengths)).repeat_interleave(lengths)
     return offsets + torch.arange(len(offsets), device=offsets.device)
-
-
-def _rounded_up(places: Tensor, step: int) -> Tensor:
-    """Places (n,), and zeros up to a multiple of step."""
-    return torch.nn.functional.pad(places, (0, -len(places) % step))
 
 
 def _probes(near: Tensor, cells: Tensor, target: float) -> int:

@@ -76,7 +76,7 @@ def shortlists(
         columns = right[: len(ids)] if places is None else right.index_select(0, places[: len(ids)])
         products = (left[: len(own)] @ columns.T).masked_fill_(own[:, None] == ids, -torch.inf)
         found = shortlist(products, k, slack)
-        return torch.where(found < 0, -1, ids[found])
+        return torch.where(found < 0, -1, ids[found].to(torch.int64))
     result = Shortlist(k, slack, left.dtype, len(ids))
     names, own_names = (t.to(torch.int32).numpy() for t in (ids, own))
     wide = max(TILE, TILE * TILE // 4 // max(1, len(left)) // 256 * 256)
