@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from negbank.snapshot import Snapshot
-from samplers.batches.splitmix import below, stream
+from samplers.splitmix import below, stream
 
 NO_GROUP = -1
 RESERVE = 4096

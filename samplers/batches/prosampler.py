@@ -28,7 +28,7 @@ from torch import Tensor
 from negbank.snapshot import Snapshot
 from samplers.batches.graph import ProximityGraph, candidate_graph, index_graph
 from samplers.batches.planned import Planned
-from samplers.batches.splitmix import stream, uniform
+from samplers.splitmix import stream, uniform
 
 PATIENCE = 16.0
 """Moves without a new row, for each row found, after which a walk is stuck."""

@@ -73,7 +73,7 @@ def bias(blocks, pi):
         (16, 400, {"proposals": "index", "draws": 60, "start": "fresh", "burn_in": 0.9}),
         (16, 400, {"proposals": "index", "pool": True, "draws": 32}),
         (16, 400, {"proposals": "both", "pool": True, "draws": 16}),
-        (16, 400, {"proposals": "index", "score": "delayed"}),
+        (16, 1600, {"proposals": "index", "score": "delayed"}),
         (8, 1000, {"proposals": "both", "score": "delayed"}),
         (8, 800, {"proposals": "in_batch", "score": "delayed"}),
         (16, 800, {"proposals": "both", "score": "delayed", "pool": True, "draws": 16}),
