@@ -335,7 +335,7 @@ class Emc2Negatives:
     proposals: str = option(
         "both", "what chains are offered: the batch's rows, index draws, or both", choices=("in_batch", "index", "both")
     )
-    proposal: Any = field(default_factory=NearestProposal)
+    proposal: Any = field(default_factory=HeadTailProposal)
     draws: int = option(2, "index draws a visit: of each row, with pool of the whole batch", low=1)
     pool: bool = option(False, "all anchors are offered one pool of draws")
     query: str = option(
@@ -358,7 +358,7 @@ class ImportanceNegatives:
     """Sampled softmax with logQ correction: index draws weighed against how often they were to be expected."""
 
     type: str = "importance"
-    proposal: Any = field(default_factory=NearestProposal)
+    proposal: Any = field(default_factory=HeadTailProposal)
     draws: int = option(64, "index draws: of the whole batch with pool, else of each row", low=1)
     pool: bool = option(True, "all anchors share one pool of draws")
     query: str = option(
@@ -519,8 +519,8 @@ TYPES: dict[str, dict[str, type]] = {
         "negative_cache": NegativeCacheNegatives,
     },
     "negatives.proposal": {
-        "nearest": NearestProposal,
         "head_tail": HeadTailProposal,
+        "nearest": NearestProposal,
         "cells": CellsProposal,
         "stale_softmax": StaleSoftmaxProposal,
         "uniform": UniformProposal,
