@@ -80,7 +80,7 @@ def parse(
     _switch_types(data, changes, "", notes)
     merged = _merge(data, changes)
     config = _fill(root(), merged, "", problems)
-    if all(getattr(config, section) is not None for section in vars(config)):
+    if all(getattr(config, section) is not None for section in vars(config) if section in TYPES):
         problems += IMPOSSIBLE[root](config)
     if problems:
         raise ConfigError(source, problems)

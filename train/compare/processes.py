@@ -64,7 +64,8 @@ def execute(cells: Sequence[Cell], jobs: int) -> Generator[Cell, None, None]:
     Raises:
         CompareError: when a run fails, or is still going on from an earlier comparison. Divergence is no failure.
     """
-    waiting, running = list(cells), dict[subprocess.Popen[bytes], Cell]()
+    waiting = list(cells)
+    running: dict[subprocess.Popen[bytes], Cell] = {}
     try:
         while waiting or running:
             while waiting and len(running) < jobs:

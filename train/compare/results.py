@@ -63,8 +63,9 @@ def summarise(found: Sequence[Row]) -> list[Row]:
 
 
 def evaluations(cell: Cell) -> list[Row]:
-    """The evaluations that a finished run logged, the first before its first step: step, encodings, knn_accuracy."""
-    logged = report.read_metrics(cell.folder / METRICS) if finished(cell) else []
+    """What a finished run that did not diverge measured, first before any step: step, encodings, knn_accuracy."""
+    whole = finished(cell) and diverged(cell) is None
+    logged = report.read_metrics(cell.folder / METRICS) if whole else []
     return [row for row in logged if row["event"] == report.EVALUATION and "knn_accuracy" in row]
 
 

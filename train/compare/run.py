@@ -1,4 +1,4 @@
-"""A comparison from beginning to end: learning rates, equal steps, equal encodings; results after every run."""
+"""A comparison from beginning to end: learning rates, equal steps, equal encodings, with tables after every run."""
 
 from __future__ import annotations
 
@@ -63,7 +63,6 @@ class _Work:
             measured = self._measure(first)
             self.left = 0
             self._complete(plan.encodings(rates, measured))
-        self._write()
 
     def _rates(self, tuning: Sequence[Cell]) -> Mapping[str, float]:
         """Each method's learning rate: the only one, or that of the highest kNN accuracy, the lower one of equals."""
@@ -100,7 +99,8 @@ class _Work:
             for k, cell in enumerate(done, 1):
                 self.executed += 1
                 self._progress(cell, len(waiting) - k + self.left)
-                self._write()
+                self._write_tables()
+        self._write_report()
 
     def _progress(self, cell: Cell, left: int) -> None:
         row = rows([cell])[0]
@@ -109,18 +109,21 @@ class _Work:
         clock = f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
         print(f"{cell}: {found}; {left} to go, about {clock}", flush=True)
 
-    def _write(self) -> None:
+    def _write_tables(self) -> None:
         found = rows(self.cells)
-        if not found:
-            return
-        settings, averages = to_dict(self.comparison), summarise(found)
-        replace(self.folder / "compare.yaml", yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
-        write_csv(found, self.folder / "results.csv")
-        if not averages:  # tuning runs alone
-            return
-        write_csv(averages, self.folder / "summary.csv")
-        draw_accuracy(self.cells, averages, self.folder / "accuracy.png")
-        report.write(self.folder, found, averages, settings)
+        if found:
+            write_csv(found, self.folder / "results.csv")
+        if averages := summarise(found):
+            write_csv(averages, self.folder / "summary.csv")
+
+    def _write_report(self) -> None:
+        self._write_tables()
+        found, settings = rows(self.cells), to_dict(self.comparison)
+        averages = summarise(found)
+        if averages:  # not tuning runs alone
+            replace(self.folder / "compare.yaml", yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+            draw_accuracy(self.cells, averages, self.folder / "accuracy.png")
+            report.write(self.folder, found, averages, settings)
 
 
 @contextmanager
