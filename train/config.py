@@ -305,6 +305,9 @@ def _impossible(config: Config) -> list[str]:
         problems.append(
             f"batches.batch_size: {config.batches.batch_size} is too small for encoder.norm=batch; use group"
         )
+    late = [step for step in config.gradient_error.steps if config.run.steps is not None and step > config.run.steps]
+    if late:
+        problems.append(f"gradient_error.steps: {late} of run.steps={config.run.steps} steps; leave them out")
     return problems + _repeated(config.ablation, "ablation.")
 
 
@@ -321,10 +324,10 @@ def _impossible_ablation(config: Ablation) -> list[str]:
     return problems + _repeated(config.source, "source.") + _repeated(config, "")
 
 
-SHARED = ("data", "eval", "run")
+SHARED = ("data", "eval", "run", "gradient_error")
 """Sections that are the same for all methods of a comparison, or nothing could be compared."""
-SET = {"run.dir": "out", "run.seed": "seeds", "optim.lr": "lr"}
-"""Keys of a run that a comparison sets, and from which of its own."""
+SET = {"run.dir": "out", "run.seed": "seeds", "optim.lr": "lr", "gradient_error": "gradient_error of the comparison"}
+"""Keys of a run that a comparison sets, and from what."""
 
 
 def method_configs(comparison: Comparison) -> dict[str, Config]:
@@ -391,6 +394,9 @@ def _impossible_comparison(config: Comparison) -> list[str]:
         problems.append(f"tune_seed: {config.tune_seed} is among seeds, whose results the choice of lr would flatter")
     if not config.out:
         problems.append("out: needs the path of a folder")
+    steps = (config.base.get("run") or {}).get("steps") or 0
+    if max(config.gradient_error.steps, default=0) > steps:
+        problems.append(f"gradient_error.steps: {config.gradient_error.steps}, more than base.run.steps={steps}")
     try:
         method_configs(config)
     except ConfigError as error:

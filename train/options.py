@@ -457,6 +457,14 @@ class LiveAblation:
 
 
 @dataclass
+class GradientError:
+    """The method's gradient against the exact one of the global loss, inside a run (train/gradient.py)."""
+
+    steps: list[int] = option([], "optimiser steps after which it is measured; small data only: O(N²) scores", low=1)
+    draws: int = option(32, "gradients, each of one batch", low=2)
+
+
+@dataclass
 class NpySource:
     """An .npy file of embeddings as the truth; the bank is a copy of it, moved by Gaussian noise."""
 
@@ -508,6 +516,7 @@ class Comparison:
     lr: list[float] = option([1e-3], "optim.lr, for all methods alike; of several each has its best", above=0)
     tune_seed: int | None = option(None, "run.seed of the runs that choose among several lr; none of seeds", low=0)
     equal: list[str] = option(["steps", "encodings"], "what is equal between methods", choices=("steps", "encodings"))
+    gradient_error: GradientError = field(default_factory=GradientError)
     out: str = option("runs/compare", "folder of the runs and the results")
     jobs: int = option(1, "runs at once, each with its share of the cores; timings can be compared with 1 only", low=1)
 
@@ -566,4 +575,5 @@ class Config:
     optim: Any = field(default_factory=AdamOptim)
     eval: Evaluation = field(default_factory=Evaluation)
     ablation: LiveAblation = field(default_factory=LiveAblation)
+    gradient_error: GradientError = field(default_factory=GradientError)
     run: Run = field(default_factory=Run)

@@ -1,7 +1,8 @@
 """A run and its directory: train, measure, log, checkpoint, resume, and end well whatever happens.
 
 config.yaml      the resolved configuration
-metrics.jsonl    one row a logged step, refresh and evaluation; the same bits for a resumed run, so no clock in it
+metrics.jsonl    one row a logged step, refresh, evaluation and gradient error; the same bits for a resumed run, so no
+                 clock in it
 tensorboard/     the same, and the speed
 checkpoints/     the newest two (train/checkpoint.py)
 summary.json, summary.png
@@ -34,6 +35,7 @@ from train.ablation import live
 from train.build import Assembly, build
 from train.config import load, to_dict
 from train.data.images import Splits
+from train.gradient import gradient_error
 from train.options import Config
 
 CONFIG, METRICS, CHECKPOINTS = "config.yaml", "metrics.jsonl", "checkpoints"
@@ -169,6 +171,8 @@ class _Run:
                     self._board.add_scalar("speed/steps_per_second", bar.format_dict["rate"] or 0.0, step)
                     bar.set_postfix(_postfix(metrics), refresh=False)
                 self._ablate()
+                if step in self.assembly.config.gradient_error.steps:
+                    self._measure_gradient()
                 if step < total:
                     self._refresh()
                 if step % self.assembly.config.eval.every == 0 and step < total:
@@ -211,6 +215,11 @@ class _Run:
         if self._ablation is not None and refresher is not None:
             with self._named():
                 self._ablation.step(self.trainer.step_number, refresher.snapshot)
+
+    def _measure_gradient(self) -> None:
+        with self._named():
+            found = gradient_error(self.trainer, draws=self.assembly.config.gradient_error.draws)
+        self._log(report.GRADIENT, found)
 
     def _evaluate(self, prefix: str = "") -> None:
         with self._named():

@@ -117,6 +117,7 @@ def test_mistakes_are_all_named_before_anything_runs():
         ({"methods": {}}, "methods: is empty"),
         ({"methods": {"a/b": {}}}, "methods.a/b: is the name of a folder"),
         ({"methods": {"a": 3}}, "methods.a: 3, expected what differs"),
+        ({"gradient_error": {"steps": [7]}}, "gradient_error.steps: [7], more than base.run.steps=6"),
         ({"seeds": [1, 1]}, "seeds[1]: the same as seeds[0]"),
         ({"equal": ["time"]}, "equal: ['time'], expected each one of steps, encodings"),
         ({"base": {**RUN, "run": {"epochs": 1}}}, "base.run.steps: set it"),
@@ -167,7 +168,7 @@ def test_cells_and_their_folders(tmp_path):
 
 
 def test_a_comparison_and_its_results(tmp_path, in_process):
-    table = from_config(comparison(tmp_path, seeds=[0, 1]))
+    table = from_config(comparison(tmp_path, seeds=[0, 1], gradient_error={"steps": [4], "draws": 2}))
     ran, _ = in_process
     assert len(ran) == 3 * 2 + 2 * 2  # the reference's equal steps are its equal encodings
     found = read(tmp_path / "results.csv")
@@ -187,9 +188,12 @@ def test_a_comparison_and_its_results(tmp_path, in_process):
     assert float(means["moco", STEPS]["linear_probe_accuracy"]) == pytest.approx(statistics.fmean(values))
     assert float(means["moco", STEPS]["linear_probe_accuracy_sd"]) == pytest.approx(statistics.stdev(values), abs=1e-7)
     assert means["moco", STEPS]["count"] == "2"
+    assert [(row["method"], row["seed"], row["step"]) for row in read(tmp_path / "gradient.csv")] == [
+        (name, "0", "4") for name in METHODS
+    ]
     page = (tmp_path / "report.html").read_text()
-    for text in ("At equal steps, the two highest of 3", "At equal encodings", "data:image/png;base64",
-                 "momentum encoder", "methods.logq.negatives.draws", "<summary>12 runs</summary>"):  # fmt: skip
+    for text in ("At equal steps, the two highest of 3", "At equal encodings", "Error of the gradient",
+                 "data:image/png;base64", "momentum encoder", "methods.logq.negatives.draws", "<summary>12 runs</summary>"):  # fmt: skip
         assert text in page
     assert not re.search(r"(src|href)=\"(?!data:)", page)
     assert all(method in table for method in METHODS)

@@ -87,6 +87,8 @@ class Cells:
     def _cell(self, method: str, budget: str, lr: float, seed: int, *, steps: int | None = None) -> Cell:
         config = copy.deepcopy(self._configs[method])
         config.run.seed, config.optim.lr = seed, lr
+        if budget == STEPS and seed == self._comparison.seeds[0]:
+            config.gradient_error = copy.deepcopy(self._comparison.gradient_error)
         config.run.dir = str(Path(self._comparison.out) / method / budget / f"lr{lr:g}" / f"seed{seed}")
         config.run.steps = config.run.steps if steps is None else steps
         return Cell(method, budget, lr, seed, config)

@@ -76,8 +76,14 @@ def text_table(averages: Sequence[Row]) -> str:
     return "\n".join("  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths)).rstrip() for line in lines)
 
 
-def write(folder: Path, found: Sequence[Row], averages: Sequence[Row], settings: Mapping[str, Any]) -> None:
-    """report.html of the rows of results.csv and summary.csv, with the figure that lies in the folder."""
+def write(
+    folder: Path,
+    found: Sequence[Row],
+    averages: Sequence[Row],
+    gradients: Sequence[Row],
+    settings: Mapping[str, Any],
+) -> None:
+    """report.html of the rows of results.csv, summary.csv and gradient.csv, with the figure that lies in the folder."""
     lost = [
         f"{row['method']}, {row['budget']}, lr {row['lr']:g}, seed {row['seed']}" for row in found if row["diverged"]
     ]
@@ -87,6 +93,7 @@ def write(folder: Path, found: Sequence[Row], averages: Sequence[Row], settings:
         image(folder / "accuracy.png", "accuracy against encoder forward passes"),
         *(part for budget in distinct(averages, "budget") for part in _budget(averages, budget)),
         *_tuning(found),
+        *_gradients(gradients),
         "<h2>Where a step's time goes, in ms</h2>",
         _split(averages, "ms_step", [f"ms_{phase}" for phase in PHASES], PHASES, _plain),
         "<h2>Memory beyond encoder, optimiser and images</h2>",
@@ -146,6 +153,21 @@ def _tuning(found: Sequence[Row]) -> list[str]:
         "<h2>Choice of the learning rate</h2>",
         f"<p>kNN accuracy at equal steps with seed {here[0]['seed']}, which is in no other table.</p>",
         table(("method", *(f"lr {lr:g}" for lr in rates)), body),
+    ]
+
+
+def _gradients(measured: Sequence[Row]) -> list[str]:
+    """A line a method and step."""
+    if not measured:
+        return []
+    names = [name for name in measured[0] if name not in ("method", "seed", "step")]
+    body = [(escape(r["method"]), str(r["step"]), *(_known(r[name], _plain) for name in names)) for r in measured]
+    return [
+        "<h2>Error of the gradient</h2>",
+        "<p>The gradient of one batch against the exact one of the global loss at the method's own temperature, over "
+        f"the encoder's parameters and in units of the exact one's norm; first seed, {measured[0]['seed']}. A bias "
+        "below the noise is not told from none. A method that descends another loss has a bias for that.</p>",
+        table(("method", "step", *names), body),
     ]
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from train import report
-from train.compare.cells import TUNING, Cell
+from train.compare.cells import STEPS, TUNING, Cell
 from train.compare.processes import diverged, finished
 from train.run import METRICS
 
@@ -67,6 +67,16 @@ def evaluations(cell: Cell) -> list[Row]:
     whole = finished(cell) and diverged(cell) is None
     logged = report.read_metrics(cell.folder / METRICS) if whole else []
     return [row for row in logged if row["event"] == report.EVALUATION and "knn_accuracy" in row]
+
+
+def gradients(cells: Sequence[Cell]) -> list[Row]:
+    """The rows of gradient.csv: what runs measured of their gradients, see `train.gradient`."""
+    found = []
+    for cell in (each for each in cells if each.budget == STEPS and finished(each) and diverged(each) is None):
+        for row in report.read_metrics(cell.folder / METRICS):
+            if row.pop("event") == report.GRADIENT:
+                found.append({"method": cell.method, "seed": cell.seed, "step": row.pop("step"), **row})
+    return found
 
 
 def _row(cell: Cell) -> Row:

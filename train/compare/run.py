@@ -17,7 +17,7 @@ from train.compare import report
 from train.compare.cells import ENCODINGS, STEPS, Cell, Cells
 from train.compare.figures import draw_accuracy
 from train.compare.processes import CompareError, execute, finished, prepare
-from train.compare.results import rows, summarise
+from train.compare.results import gradients, rows, summarise
 from train.config import method_configs, to_dict
 from train.options import Comparison
 
@@ -123,7 +123,10 @@ class _Work:
         if averages:  # not tuning runs alone
             replace(self.folder / "compare.yaml", yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
             draw_accuracy(self.cells, averages, self.folder / "accuracy.png")
-            report.write(self.folder, found, averages, settings)
+            measured = gradients(self.cells)
+            if measured:
+                write_csv(measured, self.folder / "gradient.csv")
+            report.write(self.folder, found, averages, measured, settings)
 
 
 @contextmanager
