@@ -193,7 +193,8 @@ def test_a_comparison_and_its_results(tmp_path, in_process):
     ]
     page = (tmp_path / "report.html").read_text()
     for text in ("At equal steps, the two highest of 3", "At equal encodings", "Error of the gradient",
-                 "data:image/png;base64", "momentum encoder", "methods.logq.negatives.draws", "<summary>12 runs</summary>"):  # fmt: skip
+                 "data:image/png;base64", "momentum encoder",
+                 "methods.logq.negatives.draws", "<summary>12 runs</summary>"):  # fmt: skip
         assert text in page
     assert not re.search(r"(src|href)=\"(?!data:)", page)
     assert all(method in table for method in METHODS)
