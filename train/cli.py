@@ -14,8 +14,10 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 from train import mine
 from train.config import ConfigError, describe, load, root_of
-from train.options import Ablation, Config
+from train.options import Ablation, Comparison, Config
 
+DIVERGED = 3
+"""The exit code of a run whose loss, embeddings or gradient were no longer finite."""
 EXAMPLES = """\
 examples:
   negbank train configs/quickstart.yaml                          pre-train; results in runs/quickstart
@@ -23,6 +25,7 @@ examples:
   negbank train --resume runs/quickstart                         go on after an interruption
   negbank eval runs/quickstart                                   measure the newest checkpoint
   negbank ablate configs/ablate_npy.yaml source.path=mine.npy    compare proposals on your embeddings
+  negbank compare configs/compare_mnist5k.yaml                   methods at equal steps and equal encodings
   negbank mine --corpus c.npy --queries q.npy --out mined        hard negatives for embeddings; see mine --help
   negbank validate configs/*.yaml                                check files without running them
   negbank keys                                                   every key, its default and its meaning
@@ -36,6 +39,13 @@ examples:
                                                                  the drift of a run, between two of its snapshots
   negbank train configs/quickstart.yaml ablation.every=500       inside a run, into run.dir/ablation
   negbank keys ablate                                            every key, its default and its meaning
+"""
+COMPARE_EXAMPLES = """\
+examples:
+  negbank compare configs/compare_mnist5k.yaml                   minutes, on images that need no download
+  negbank compare configs/compare_cifar10.yaml 'seeds=[0, 1]' 'lr=[0.001]' base.run.steps=500
+  negbank compare configs/compare_cifar10.yaml jobs=2            two runs at once; timings are then not comparable
+  negbank keys compare                                           every key, its default and its meaning
 """
 
 
@@ -74,21 +84,35 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     ablate.add_argument("config", type=Path, metavar="CONFIG", help="a YAML file, such as configs/ablate_npy.yaml")
     ablate.add_argument("--overwrite", action="store_true", help="replace the results that `out` holds already")
+    compare = commands.add_parser(
+        "compare", help="compare methods over seeds, at equal steps and equal encodings", epilog=COMPARE_EXAMPLES,
+        formatter_class=raw, usage="negbank compare CONFIG [key=value ...]",
+        description="Train every method of a YAML file with every seed, at equal optimiser steps and at equal encoder\n"
+        "forward passes, with a learning rate chosen alike for all. `key=value` changes a key of the file. Every run\n"
+        "has its folder in `out`, OUT/METHOD/BUDGET/lrLR/seedSEED/; from these come report.html, results.csv,\n"
+        "summary.csv and accuracy.png. The same command goes on after an interruption, and repeats no finished run.",
+    )  # fmt: skip
+    compare.add_argument(
+        "config", type=Path, metavar="CONFIG", help="a YAML file, such as configs/compare_mnist5k.yaml"
+    )
     keys = commands.add_parser("keys", help="list every key with its default and meaning")
-    keys.add_argument("of", nargs="?", choices=("train", "ablate"), default="train", help="of which command's files")
+    keys.add_argument(
+        "of", nargs="?", choices=("train", "ablate", "compare"), default="train", help="of which command's files"
+    )
     mine.add_commands(commands)
     return top
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit code: 0, 1 for a failed run, 2 for bad input, 128 + n after signal n."""
+    """Run the command line; the exit code: 0, 1 for a failed run, 2 for bad input, 3 for a run that diverged, 128 + n
+    after signal n."""
     options, rest = parser().parse_known_args(arguments)
     overrides = [word for word in rest if "=" in word and not word.startswith("-")]
-    if rest != overrides or (overrides and options.command not in ("train", "ablate")):
+    if rest != overrides or (overrides and options.command not in ("train", "ablate", "compare")):
         parser().error(f"unknown: {' '.join(word for word in rest if word not in overrides) or ' '.join(rest)}")
     try:
         if options.command == "keys":
-            for key, default, text in describe(Ablation if options.of == "ablate" else Config):
+            for key, default, text in describe({"ablate": Ablation, "compare": Comparison}.get(options.of, Config)):
                 print(f"{key} = {default}\n    {text}")
             return 0
         if options.command == "validate":
@@ -97,6 +121,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return mine.run(options)
         if options.command == "ablate":
             return _ablate(options, overrides)
+        if options.command == "compare":
+            return _compare(options, overrides)
         return _train(options, overrides) if options.command == "train" else _evaluate(options.run_dir)
     except (ValueError, FileNotFoundError) as error:  # ConfigError is a ValueError
         print(f"negbank: {error}", file=sys.stderr)
@@ -144,7 +170,10 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> int:
     except run.Stopped as stopped:
         print(f"negbank: {stopped}", file=sys.stderr)
         return stopped.exit_code
-    except (run.RunError, CheckpointError, DamagedSnapshotError, DownloadError, NonFiniteError, OSError) as error:
+    except NonFiniteError as error:
+        print(f"negbank: {error}", file=sys.stderr)
+        return DIVERGED
+    except (run.RunError, CheckpointError, DamagedSnapshotError, DownloadError, OSError) as error:
         print(f"negbank: {error}", file=sys.stderr)
         return 1
     print(report.table(summary))
@@ -168,6 +197,24 @@ def _ablate(options: argparse.Namespace, overrides: list[str]) -> int:
         print(f"negbank: {error}", file=sys.stderr)
         return 1
     print(f"written to {config.out}: report.html, ablation.csv, ablation.jsonl, tv.png, bias.png")
+    return 0
+
+
+def _compare(options: argparse.Namespace, overrides: list[str]) -> int:
+    from train import compare
+
+    config, notes = load(options.config, overrides, root=Comparison)
+    for note in notes:
+        print(f"note: {note}")
+    try:
+        print(compare.from_config(config))
+    except KeyboardInterrupt:
+        print("negbank: stopped; the same command goes on from the runs' checkpoints", file=sys.stderr)
+        return 130
+    except (compare.CompareError, OSError) as error:
+        print(f"negbank: {error}", file=sys.stderr)
+        return 1
+    print(f"written to {config.out}: report.html, results.csv, summary.csv, accuracy.png, and a folder a run")
     return 0
 
 

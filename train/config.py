@@ -1,29 +1,31 @@
 """A configuration: YAML and `key=value` overrides into dataclasses, with every mistake reported at once.
 
-The keys are the dataclasses of `train/options.py`, from `Config` for a run or `Ablation` for `negbank ablate`; nothing
-is ever imported by a name that a file gives. Overriding a `type` on the command line drops the options of the old type
-that the new one does not know, so that one override is enough to change a method.
+The keys are the dataclasses of `train/options.py`, from `Config` for a run, `Ablation` for `negbank ablate` or
+`Comparison` for `negbank compare`; nothing is ever imported by a name that a file gives. Overriding a `type`, on the
+command line or in a method of a comparison, drops the options of the old type that the new one does not know, so that
+one override is enough to change a method.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
 import re
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from train.options import TYPES, Ablation, Config
+from train.options import TYPES, Ablation, Comparison, Config
 
-COMMANDS: dict[type[Any], str] = {Config: "train", Ablation: "ablate"}
+COMMANDS: dict[type[Any], str] = {Config: "train", Ablation: "ablate", Comparison: "compare"}
 """Whose configuration each root is."""
-Root = TypeVar("Root", Config, Ablation)
+Root = TypeVar("Root", Config, Ablation, Comparison)
 
 
 class ConfigError(ValueError):
@@ -44,7 +46,7 @@ def load(path: str | Path, overrides: Sequence[str] = (), *, root: type[Any] = C
     Args:
         path: the file.
         overrides: changes to it.
-        root: `Config` for a run, `Ablation` for an ablation.
+        root: `Config` for a run, `Ablation` for an ablation, `Comparison` for a comparison.
 
     Returns:
         The configuration, and notes on what an override of a `type` dropped.
@@ -78,15 +80,15 @@ def parse(
     _switch_types(data, changes, "", notes)
     merged = _merge(data, changes)
     config = _fill(root(), merged, "", problems)
-    if all(getattr(config, section) is not None for section in vars(config)):
-        problems += _impossible(config) if root is Config else _impossible_ablation(config)
+    if all(getattr(config, section) is not None for section in vars(config) if section in TYPES):
+        problems += IMPOSSIBLE[root](config)
     if problems:
         raise ConfigError(source, problems)
     return config, notes
 
 
 def root_of(path: str | Path) -> type[Any]:
-    """Which configuration a YAML file is: `Ablation` when more of its keys are those of one, else `Config`.
+    """Which configuration a YAML file is: the one that knows most of its keys, `Config` where others know no more.
 
     Raises:
         ConfigError: when it cannot be read.
@@ -111,7 +113,7 @@ def _read(path: str | Path) -> Any:
         raise ConfigError(str(path), [f"not readable as YAML: {error}"]) from None
 
 
-def to_dict(config: Config | Ablation) -> dict[str, Any]:
+def to_dict(config: Config | Ablation | Comparison) -> dict[str, Any]:
     """The resolved configuration as plain values, complete: what the folder of its results keeps."""
     return dataclasses.asdict(config)
 
@@ -176,7 +178,7 @@ def _switch_types(data: Any, changes: Any, path: str, notes: list[str]) -> None:
     """Where `changes` sets another `type` than `data`, drop the old type's options that the new one lacks."""
     if not isinstance(changes, dict) or not isinstance(data, dict):
         return
-    table = TYPES.get(path)
+    table = TYPES.get(re.sub(r"^(base|methods\.[^.]+)\.", "", path))  # a comparison's runs have a run's keys
     if table is not None and changes.get("type") in table:
         default = next(iter(table))
         old, new = data.get("type", default), changes["type"]
@@ -303,6 +305,9 @@ def _impossible(config: Config) -> list[str]:
         problems.append(
             f"batches.batch_size: {config.batches.batch_size} is too small for encoder.norm=batch; use group"
         )
+    late = [step for step in config.gradient_error.steps if config.run.steps is not None and step > config.run.steps]
+    if late:
+        problems.append(f"gradient_error.steps: {late} of run.steps={config.run.steps} steps; leave them out")
     return problems + _repeated(config.ablation, "ablation.")
 
 
@@ -319,10 +324,97 @@ def _impossible_ablation(config: Ablation) -> list[str]:
     return problems + _repeated(config.source, "source.") + _repeated(config, "")
 
 
+SHARED = ("data", "eval", "run", "gradient_error")
+"""Sections that are the same for all methods of a comparison, or nothing could be compared."""
+SET = {"run.dir": "out", "run.seed": "seeds", "optim.lr": "lr", "gradient_error": "gradient_error of the comparison"}
+"""Keys of a run that a comparison sets, and from what."""
+
+
+def method_configs(comparison: Comparison) -> dict[str, Config]:
+    """The run of every method: `base` with what the method changes, as overrides on the command line would.
+
+    Raises:
+        ConfigError: with the problems of all of them, as `base.key` or `methods.NAME.key`.
+    """
+    configs, problems = {}, [f"base.{problem}" for problem in _problems(comparison.base)]
+    problems += [f"base.{key}: set by {by}; leave it out" for key, by in SET.items() if _has(comparison.base, key)]
+    run = comparison.base.get("run")
+    if not isinstance(run, Mapping) or run.get("steps") is None or run.get("epochs") is not None:
+        problems.append("base.run.steps: set it, and no run.epochs: methods are compared at equal steps")
+    for name, changes in comparison.methods.items():
+        where = f"methods.{name}"
+        if not re.fullmatch(r"\w[\w.+-]*", name):
+            problems.append(f"{where}: is the name of a folder; use letters, digits, and _ . + -")
+        changes = {} if changes is None else changes
+        if not isinstance(changes, Mapping):
+            problems.append(
+                f"{where}: {changes!r}, expected what differs from base, such as {{negatives: {{type: dcl}}}}"
+            )
+            continue
+        problems += [f"{where}.{key}: is the same for all methods; set it in base" for key in SHARED if key in changes]
+        problems += [f"{where}.{key}: set by {by}; leave it out" for key, by in SET.items() if _has(changes, key)]
+        data = copy.deepcopy(comparison.base)
+        _switch_types(data, changes, "", [])
+        try:
+            configs[name], _ = parse(_merge(data, changes), source=where)
+        except ConfigError as error:
+            problems += [f"{where}.{each}" for each in error.problems if f"base.{each}" not in problems]
+    if problems:
+        raise ConfigError("comparison", problems)
+    return configs
+
+
+def _problems(data: Any) -> list[str]:
+    try:
+        parse(data)
+    except ConfigError as error:
+        return error.problems
+    return []
+
+
+def _has(data: Any, key: str) -> bool:
+    for name in key.split("."):
+        if not isinstance(data, Mapping) or name not in data:
+            return False
+        data = data[name]
+    return True
+
+
+def _impossible_comparison(config: Comparison) -> list[str]:
+    """`_impossible` for a comparison and the runs it is made of."""
+    problems = _repeated(config, "")
+    if not config.methods:
+        problems.append("methods: is empty; give at least one, such as {simclr: {negatives: {type: in_batch}}}")
+    if config.reference is not None and config.reference not in config.methods:
+        known = suggest(config.reference, [*config.methods])
+        problems.append(f"reference: {config.reference!r} is none of methods{known}")
+    if len(config.lr) > 1 and config.tune_seed is None:
+        problems.append("tune_seed: several lr are chosen from by runs of a seed of their own; set it")
+    if config.tune_seed in config.seeds:
+        problems.append(f"tune_seed: {config.tune_seed} is among seeds, whose results the choice of lr would flatter")
+    if not config.out:
+        problems.append("out: needs the path of a folder")
+    steps = (config.base.get("run") or {}).get("steps") or 0
+    if max(config.gradient_error.steps, default=0) > steps:
+        problems.append(f"gradient_error.steps: {config.gradient_error.steps}, more than base.run.steps={steps}")
+    try:
+        method_configs(config)
+    except ConfigError as error:
+        problems += error.problems
+    return problems
+
+
+IMPOSSIBLE: dict[type[Any], Callable[[Any], list[str]]] = {
+    Config: _impossible,
+    Ablation: _impossible_ablation,
+    Comparison: _impossible_comparison,
+}
+
+
 def _repeated(section: Any, path: str) -> list[str]:
-    """The lists of an ablation that are empty or name a thing twice, which would be measured twice."""
+    """The lists of a configuration that are empty or name a thing twice, which would be measured twice."""
     problems = []
-    for key in ("cosines", "temperatures", "proposals", "budgets", "queries"):
+    for key in ("cosines", "temperatures", "proposals", "budgets", "queries", "seeds", "lr", "equal"):
         values: list[Any] | None = getattr(section, key, None)
         if values is None:
             continue

@@ -22,8 +22,8 @@ def option(
 ) -> Any:
     """A field with its help text and the values it may take: choices, low ≤ x ≤ high, x > above."""
     rules = {"help": help, "choices": choices, "low": low, "high": high, "above": above}
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata=rules)
+    if isinstance(default, list | dict):
+        return field(default_factory=default.copy, metadata=rules)
     return field(default=default, metadata=rules)
 
 
@@ -457,6 +457,14 @@ class LiveAblation:
 
 
 @dataclass
+class GradientError:
+    """The method's gradient against the exact one of the global loss, inside a run (train/gradient.py)."""
+
+    steps: list[int] = option([], "optimiser steps after which it is measured; small data only: O(N²) scores", low=1)
+    draws: int = option(32, "gradients, each of one batch", low=2)
+
+
+@dataclass
 class NpySource:
     """An .npy file of embeddings as the truth; the bank is a copy of it, moved by Gaussian noise."""
 
@@ -488,6 +496,29 @@ class Ablation:
     queries: list[str] = option(["bank"], QUERIES_HELP, choices=("bank", "fresh"))
     out: str = option("ablation", "folder of the results")
     seed: int = option(0, "of the anchors, the noise and the index", low=0)
+
+
+# --- comparison of methods --------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Comparison:
+    """What `negbank compare` can be told."""
+
+    base: dict[str, Any] = option({}, "a run's configuration with run.steps: what all methods have in common")
+    methods: dict[str, Any] = option(
+        {}, "name: what differs from base, such as {simclr: {negatives: {type: in_batch}}}"
+    )
+    reference: str | None = option(
+        None, "the method whose encodings are the budget of equal encodings; None: the first"
+    )
+    seeds: list[int] = option([0, 1, 2], "run.seed of the repetitions", low=0)
+    lr: list[float] = option([1e-3], "optim.lr, for all methods alike; of several each has its best", above=0)
+    tune_seed: int | None = option(None, "run.seed of the runs that choose among several lr; none of seeds", low=0)
+    equal: list[str] = option(["steps", "encodings"], "what is equal between methods", choices=("steps", "encodings"))
+    gradient_error: GradientError = field(default_factory=GradientError)
+    out: str = option("runs/compare", "folder of the runs and the results")
+    jobs: int = option(1, "runs at once, each with its share of the cores; timings can be compared with 1 only", low=1)
 
 
 BUNDLED = ("mnist5k", "digits")
@@ -544,4 +575,5 @@ class Config:
     optim: Any = field(default_factory=AdamOptim)
     eval: Evaluation = field(default_factory=Evaluation)
     ablation: LiveAblation = field(default_factory=LiveAblation)
+    gradient_error: GradientError = field(default_factory=GradientError)
     run: Run = field(default_factory=Run)

@@ -1,7 +1,8 @@
 """A run and its directory: train, measure, log, checkpoint, resume, and end well whatever happens.
 
 config.yaml      the resolved configuration
-metrics.jsonl    one row a logged step, refresh and evaluation; the same bits for a resumed run, so no clock in it
+metrics.jsonl    one row a logged step, refresh, evaluation and gradient error; the same bits for a resumed run, so no
+                 clock in it
 tensorboard/     the same, and the speed
 checkpoints/     the newest two (train/checkpoint.py)
 summary.json, summary.png
@@ -29,11 +30,12 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from train import checkpoint, report
+from train import checkpoint, memory, report
 from train.ablation import live
 from train.build import Assembly, build
 from train.config import load, to_dict
 from train.data.images import Splits
+from train.gradient import gradient_error
 from train.options import Config
 
 CONFIG, METRICS, CHECKPOINTS = "config.yaml", "metrics.jsonl", "checkpoints"
@@ -78,7 +80,7 @@ def start(
             shutil.rmtree(folder / name)
         else:
             (folder / name).unlink()
-    _write(folder / CONFIG, yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True))
+    write_config(folder, config)
     return _Run(folder, assembly).run()
 
 
@@ -123,6 +125,11 @@ def read_config(folder: Path) -> Config:
     return config
 
 
+def write_config(folder: Path, config: Config) -> None:
+    """Make `folder` that of a run which `resume` begins."""
+    _write(folder / CONFIG, yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True))
+
+
 class _Run:
     """The loop over steps, with its logs."""
 
@@ -164,6 +171,8 @@ class _Run:
                     self._board.add_scalar("speed/steps_per_second", bar.format_dict["rate"] or 0.0, step)
                     bar.set_postfix(_postfix(metrics), refresh=False)
                 self._ablate()
+                if step in self.assembly.config.gradient_error.steps:
+                    self._measure_gradient()
                 if step < total:
                     self._refresh()
                 if step % self.assembly.config.eval.every == 0 and step < total:
@@ -176,7 +185,7 @@ class _Run:
                     self._checkpoint()
             self._done = True
             final = self.assembly.evaluator.full()
-            self._log(report.EVALUATION, final)
+            self._log(report.EVALUATION, {**final, "encodings": self._encodings()})
         self.seconds = time.perf_counter() - started
         return self._finish(final)
 
@@ -207,14 +216,24 @@ class _Run:
             with self._named():
                 self._ablation.step(self.trainer.step_number, refresher.snapshot)
 
+    def _measure_gradient(self) -> None:
+        with self._named():
+            found = gradient_error(self.trainer, draws=self.assembly.config.gradient_error.draws)
+        self._log(report.GRADIENT, found)
+
     def _evaluate(self, prefix: str = "") -> None:
         with self._named():
             found = self.assembly.evaluator.quick()
         if prefix and "knn_accuracy" in found:
             self.kept[prefix + "knn_accuracy"] = found["knn_accuracy"]
-        self._log(report.EVALUATION, found)
+        self._log(report.EVALUATION, {**found, "encodings": self._encodings()})
         shown = ", ".join(f"{name} {value:.4f}" for name, value in found.items())
         tqdm.write(f"step {self.trainer.step_number}: {shown}")
+
+    def _encodings(self) -> int:
+        """Encoder forward passes of single images so far: views, drawn rows, momentum keys, and refreshes."""
+        refresher = self.trainer.refresher
+        return self.trainer.encodings + (0 if refresher is None else refresher.encodings)
 
     @contextmanager
     def _named(self) -> Iterator[None]:
@@ -254,12 +273,12 @@ class _Run:
         checkpoint.save(self.folder / CHECKPOINTS, state, None if refresher is None else refresher.snapshot)
 
     def _finish(self, final: dict[str, float]) -> dict[str, Any]:
-        refresher = self.trainer.refresher
         summary = {
             **final,
             **self.kept,
             "steps": self.trainer.step_number,
-            "encodings": self.trainer.encodings + (0 if refresher is None else refresher.encodings),
+            "encodings": self._encodings(),
+            "bytes": memory.held(self.trainer),
             "seconds": round(self.seconds, 2),
             "seconds_by_phase": {k: round(v, 3) for k, v in self.trainer.seconds.items()},
             "device": str(self.assembly.device),
@@ -326,13 +345,18 @@ def _claim(folder: Path, assembly: Assembly) -> None:
 
 
 def _require_same(mine: dict[str, Any], theirs: dict[str, Any], folder: Path) -> None:
-    a, b = _flat(mine), _flat(theirs)
-    differ = [k for k in sorted(a | b) if a.get(k) != b.get(k) and k not in MAY_DIFFER]
-    if differ:
-        shown = "; ".join(f"{k}: {b.get(k)} in the checkpoint, {a.get(k)} now" for k in differ[:6])
+    shown = differences(mine, theirs, "in the checkpoint")
+    if shown:
         raise RunError(
             f"{folder}: its checkpoint is of another configuration ({shown}); put {CONFIG} back or start anew"
         )
+
+
+def differences(mine: dict[str, Any], theirs: dict[str, Any], where: str) -> str:
+    """The first keys in which two configurations differ, such as `run.steps: 9 there, 8 now`; '' for one run's."""
+    a, b = _flat(mine), _flat(theirs)
+    differ = [k for k in sorted(a | b) if a.get(k) != b.get(k) and k not in MAY_DIFFER]
+    return "; ".join(f"{k}: {b.get(k)} {where}, {a.get(k)} now" for k in differ[:6])
 
 
 def _flat(value: Any, path: str = "") -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from train.ablation.answer import Answer, Winner
 from train.ablation.figures import distinct, drawn_levels
 from train.ablation.store import replace
+from train.page import image, page, settings_rows, table
 
 COLUMNS = {
     "tv": (
@@ -45,17 +45,6 @@ COLUMNS = {
 }
 """Every measure's name and meaning, in the order of the tables."""
 
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; }
-.answer { font-size: 1.25rem; background: #f0f5fa; border-left: 4px solid #0072b2; padding: .8rem 1rem; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .88rem; }
-table { display: block; overflow-x: auto; }
-th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
-.how td { text-align: left; white-space: normal; }
-td small { color: #666; } img { max-width: 100%; } summary { cursor: pointer; padding: .3rem 0; font-weight: 600; }
-"""
-
 
 def write(
     folder: Path,
@@ -81,28 +70,23 @@ def write(
         _settings_table(found) if len(found.by_setting) > 1 else "",
         f"<p>{escape(scale)}</p>",
         "<h2>Settings</h2>",
-        _table(("key", "value"), _settings(settings)),
+        table(("key", "value"), settings_rows(settings)),
         "<h2>Figures</h2>",
         f"<p>Bands: 95 % intervals.{more}</p>",
-        *(f'<p><img alt="{alt}" src="data:image/png;base64,{_base64(folder / name)}"></p>'
-          for name, alt in (("tv.png", "total variation"), ("bias.png", "bias against staleness"))),
+        image(folder / "tv.png", "total variation"),
+        image(folder / "bias.png", "bias against staleness"),
         "<h2>Tables</h2>",
         "<p>Means over anchors; in brackets the 95 % interval. In bold the most effective draws a ms.</p>",
         *_tables(found, rows),
         "<h2>How to read the columns</h2>",
-        '<div class="how">', _table(("column", "in ablation.csv", "what it says"),
+        '<div class="how">', table(("column", "in ablation.csv", "what it says"),
                [(escape(name), key, escape(text)) for key, (name, text) in COLUMNS.items()]), "</div>",
         "<p>π is the softmax over all allowed rows of the truth, q the proposal bound to the stale bank. All but the "
         "milliseconds is exact for each anchor; those were measured here, beside whatever else the machine did. "
         "Intervals: 95 %, percentile bootstrap over anchors; of ms, that of the median over timed calls. Drawing is "
         "not the whole cost: every distinct row has to pass the encoder, which may cost far more.</p>",
     ]  # fmt: skip
-    title = escape(f"Ablation: {found.what}")
-    replace(
-        folder / "report.html",
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-        f"<style>{STYLE}</style></head>\n<body>\n" + "\n".join(parts) + "\n</body></html>\n",
-    )
+    replace(folder / "report.html", page(f"Ablation: {found.what}", parts))
 
 
 def _settings_table(found: Answer) -> str:
@@ -113,7 +97,7 @@ def _settings_table(found: Answer) -> str:
          _number(best.tv))
         for (temperature, level, query), best in found.by_setting.items()
     ]  # fmt: skip
-    return _table(head, body)
+    return table(head, body)
 
 
 def _held(winner: Winner) -> str:
@@ -131,13 +115,13 @@ def _tables(found: Answer, rows: Sequence[dict[str, Any]]) -> list[str]:
         last = [r for r in here if r["budget"] == found.budget]
         names = {r["proposal"]: f"<b>{escape(r['proposal'])}</b>" if r["proposal"] == best.per_ms.proposal else
                  escape(r["proposal"]) for r in last}  # fmt: skip
-        whole = _table(
+        whole = table(
             ("proposal", *(name for name, _ in COLUMNS.values())),
             [(names[r["proposal"]], *(_interval(r, key) for key in COLUMNS)) for r in last],
         )
         budgets = distinct(here, "budget")
         by_budget = [
-            _table(
+            table(
                 (COLUMNS[key][0], *(f"R = {b}" for b in budgets)),
                 [(names[name], *(_number(r[key]) for r in here if r["proposal"] == name)) for name in names],
             )
@@ -152,12 +136,6 @@ def _tables(found: Answer, rows: Sequence[dict[str, Any]]) -> list[str]:
     return parts
 
 
-def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    """A table of cells that are HTML already."""
-    lines = ["<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in body]
-    return f"<table><tr>{''.join(f'<th>{escape(name)}</th>' for name in head)}</tr>{''.join(lines)}</table>"
-
-
 def _interval(row: Mapping[str, Any], name: str) -> str:
     low, high = _number(row[f"{name}_low"]), _number(row[f"{name}_high"])
     return f"{_number(row[name])} <small>({low}–{high})</small>"
@@ -166,18 +144,3 @@ def _interval(row: Mapping[str, Any], name: str) -> str:
 def _number(value: float) -> str:
     """Three digits; what is below 1e-6 of total variation or bias is rounding."""
     return "0" if abs(value) < 1e-9 else f"{value:.3g}"
-
-
-def _settings(value: Any, path: str = "") -> list[tuple[str, str]]:
-    """One line a key; a list's mappings one line each."""
-    if isinstance(value, Mapping) and "]" not in path:
-        return [pair for k, inner in value.items() for pair in _settings(inner, f"{path}.{k}".strip("."))]
-    if isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
-        return [pair for i, inner in enumerate(value) for pair in _settings(inner, f"{path}[{i}]")]
-    inner = value.items() if isinstance(value, Mapping) else None
-    text = str(value) if inner is None else ", ".join(f"{k} {v}" for k, v in inner if v is not None)
-    return [(escape(path), escape(text))]
-
-
-def _base64(path: Path) -> str:
-    return base64.b64encode(path.read_bytes()).decode()

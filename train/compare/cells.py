@@ -1,0 +1,99 @@
+"""The cells of a comparison, each an ordinary run, and the two budgets that make them comparable.
+
+    steps        all methods take base.run.steps optimiser steps
+    encodings    all methods make as many encoder forward passes as the reference does in its equal steps:
+                 steps = round(base.run.steps · reference's encodings / method's encodings)
+
+Encodings are forward passes of single images in training, with or without gradient: two views a row, drawn rows, the
+keys of a momentum encoder, rows of a cache, and what refreshes of the bank encode. Evaluation is not among them. A
+method's are measured in its first equal-steps run, which is the tuning run of its learning rate where there is one.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from train.options import Comparison, Config
+
+STEPS, ENCODINGS, TUNING = "steps", "encodings", "tuning"
+"""Budgets. Tuning runs have the one of equal steps, and a seed of their own."""
+
+
+class Cell(NamedTuple):
+    """One run of a comparison; two of equal budget that are the same run share its folder."""
+
+    method: str
+    budget: str
+    lr: float
+    seed: int
+    config: Config
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.config.run.dir)
+
+    def __str__(self) -> str:
+        budget = "tuning" if self.budget == TUNING else f"equal {self.budget}"
+        return f"{self.method}, {budget}, lr {self.lr:g}, seed {self.seed}"
+
+
+class Cells:
+    """Makes the cells of a comparison.
+
+    Args:
+        comparison: checked by `train.config.load`.
+        configs: the run of each method, from `train.config.method_configs`.
+    """
+
+    def __init__(self, comparison: Comparison, configs: Mapping[str, Config]) -> None:
+        self._comparison, self._configs = comparison, configs
+        self.reference = comparison.reference or next(iter(configs))
+
+    def tuning(self) -> list[Cell]:
+        """Every method at every learning rate; none where there is one rate."""
+        seed, rates = self._comparison.tune_seed, self._comparison.lr
+        if seed is None or len(rates) == 1:
+            return []
+        return [self._cell(method, TUNING, lr, seed) for method in self._configs for lr in rates]
+
+    def steps(self, rates: Mapping[str, float]) -> list[Cell]:
+        """Every method with every seed, at its learning rate."""
+        return [
+            self._cell(method, STEPS, rates[method], seed)
+            for seed in self._comparison.seeds
+            for method in self._configs
+            if method in rates
+        ]
+
+    def encodings(self, rates: Mapping[str, float], measured: Mapping[str, int]) -> list[Cell]:
+        """The same at as many encodings as the reference; the run of equal steps itself where that is as many steps.
+
+        Args:
+            rates: learning rate of each method.
+            measured: encodings of each method in base.run.steps steps; a method without is left out.
+        """
+        cells = []
+        for steps_cell in self.steps(rates):
+            if steps_cell.method in measured:
+                total = steps_cell.config.run.steps or 0
+                steps = equal_steps(total, measured[self.reference], measured[steps_cell.method])
+                same = steps_cell._replace(budget=ENCODINGS)
+                cells.append(same if steps == total else self._cell(*same[:4], steps=steps))
+        return cells
+
+    def _cell(self, method: str, budget: str, lr: float, seed: int, *, steps: int | None = None) -> Cell:
+        config = copy.deepcopy(self._configs[method])
+        config.run.seed, config.optim.lr = seed, lr
+        if budget == STEPS and seed == self._comparison.seeds[0]:
+            config.gradient_error = copy.deepcopy(self._comparison.gradient_error)
+        config.run.dir = str(Path(self._comparison.out) / method / budget / f"lr{lr:g}" / f"seed{seed}")
+        config.run.steps = config.run.steps if steps is None else steps
+        return Cell(method, budget, lr, seed, config)
+
+
+def equal_steps(steps: int, reference: int, encodings: int) -> int:
+    """The steps in which a method that makes `encodings` in `steps` makes `reference`, at least one."""
+    return max(1, round(steps * reference / encodings))

@@ -1,0 +1,199 @@
+"""The table that a comparison prints, and report.html: what was found, the figure, every table, every setting."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from train.ablation.figures import distinct
+from train.ablation.store import replace
+from train.compare.cells import TUNING
+from train.compare.results import ACCURACIES, HOLDERS, PHASES, Row
+from train.page import image, page, settings_rows, table
+
+Format = Callable[[float], str]
+
+
+def _share(value: float) -> str:
+    return f"{value:.4f}"
+
+
+def _plain(value: float) -> str:
+    return f"{value:.4g}"
+
+
+def _count(value: float) -> str:
+    return f"{value:,.0f}"
+
+
+def _thousands(value: float) -> str:
+    return f"{value / 1e3:,.1f} k"
+
+
+def _megabytes(value: float) -> str:
+    return f"{value / 1e6:.3g} MB"
+
+
+COLUMNS: dict[str, tuple[str, Format, str]] = {
+    "knn_accuracy": ("kNN", _share, "Accuracy of the weighted kNN of frozen features on held-out images."),
+    "linear_probe_accuracy": ("linear probe", _share, "Accuracy of a linear classifier on frozen features."),
+    "view_retrieval_at_1": ("retrieval@1", _share, "How often a view's nearest is the other view of its row."),
+    "global_loss": (
+        "global loss",
+        _plain,
+        "The contrastive loss over many rows at the method's own temperature: compare it at equal temperatures only.",
+    ),
+    "loss": ("last loss", _plain, "InfoNCE in the batch at the last step, at the method's own temperature."),
+    "steps": ("steps", _count, "Optimiser steps."),
+    "encodings": (
+        "encodings",
+        _thousands,
+        "Encoder forward passes of single images in training, with or without gradient: views, drawn rows, keys of a "
+        "momentum encoder, cached rows, refreshes.",
+    ),
+    "ms_step": ("ms a step", _plain, "Wall time of a step without evaluation. Comparable only with jobs = 1."),
+    "extra_bytes": (
+        "memory",
+        _megabytes,
+        "What is kept between steps beyond encoder, optimiser and images: bank, snapshot with its index, momentum "
+        "encoder, queue, cache, averages, chains. SimCLR keeps nothing.",
+    ),
+}
+"""Every column's name, format and meaning, in the order of the tables."""
+
+
+def text_table(averages: Sequence[Row]) -> str:
+    """Mean ± standard deviation over seeds, a line a method and budget."""
+    shown = ("knn_accuracy", "linear_probe_accuracy", "global_loss", "steps", "encodings", "ms_step", "extra_bytes")
+    lines = [("budget", "method", "lr", "n", *(COLUMNS[name][0] for name in shown))]
+    for row in averages:
+        cells = (_spread(row, name) for name in shown)
+        lines.append((row["budget"], row["method"], f"{row['lr']:g}", str(row["count"]), *cells))
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    return "\n".join("  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths)).rstrip() for line in lines)
+
+
+def write(
+    folder: Path,
+    found: Sequence[Row],
+    averages: Sequence[Row],
+    gradients: Sequence[Row],
+    settings: Mapping[str, Any],
+) -> None:
+    """report.html of the rows of results.csv, summary.csv and gradient.csv, with the figure that lies in the folder."""
+    lost = [
+        f"{row['method']}, {row['budget']}, lr {row['lr']:g}, seed {row['seed']}" for row in found if row["diverged"]
+    ]
+    parts = [
+        *(f'<p class="answer">{escape(line)}</p>' for line in answers(averages)),
+        f"<p>Diverged, and in no mean: {escape('; '.join(lost))}.</p>" if lost else "",
+        image(folder / "accuracy.png", "accuracy against encoder forward passes"),
+        *(part for budget in distinct(averages, "budget") for part in _budget(averages, budget)),
+        *_tuning(found),
+        *_gradients(gradients),
+        "<h2>Where a step's time goes, in ms</h2>",
+        _split(averages, "ms_step", [f"ms_{phase}" for phase in PHASES], PHASES, _plain),
+        "<h2>Memory beyond encoder, optimiser and images</h2>",
+        _split(averages, "extra_bytes", [f"bytes_{holder}" for holder in HOLDERS], HOLDERS, _megabytes),
+        "<h2>Every run</h2>",
+        _runs(found),
+        "<h2>How to read the columns</h2>",
+        '<div class="how">',
+        table(
+            ("column", "in the CSV files", "what it says"),
+            [(escape(title), key, escape(text)) for key, (title, _, text) in COLUMNS.items()],
+        ),
+        "</div>",
+        "<h2>Settings</h2>",
+        table(("key", "value"), settings_rows(settings)),
+    ]
+    replace(folder / "report.html", page("Comparison of methods", parts))
+
+
+def answers(averages: Sequence[Row]) -> list[str]:
+    """The method of the highest mean accuracies of each budget, in a sentence, with how far the next one is."""
+    lines = []
+    for budget in distinct(averages, "budget"):
+        here = [row for row in averages if row["budget"] == budget]
+        parts = []
+        for name in ACCURACIES:
+            order = sorted((row for row in here if row[name] >= 0), key=lambda row: -row[name])
+            held = ", ".join(f"{row['method']} {_spread(row, name)}" for row in order[:2])
+            parts += [f"{COLUMNS[name][0]} {held}"] if order else []
+        if parts:
+            lines.append(f"At equal {budget}, the two highest of {len(here)} means ± sd: {'; '.join(parts)}.")
+    return lines
+
+
+def _budget(averages: Sequence[Row], budget: str) -> list[str]:
+    here = [row for row in averages if row["budget"] == budget]
+    body = [
+        (escape(row["method"]), f"{row['lr']:g}", str(row["count"]), *(_spread(row, name) for name in COLUMNS))
+        for row in here
+    ]
+    heads = ("method", "lr", "runs", *(title for title, _, _ in COLUMNS.values()))
+    return [f"<h2>At equal {budget}</h2>", "<p>Mean ± standard deviation over seeds.</p>", table(heads, body)]
+
+
+def _tuning(found: Sequence[Row]) -> list[str]:
+    """kNN accuracy of every tuning run, a column a learning rate."""
+    here = [row for row in found if row["budget"] == TUNING]
+    if not here:
+        return []
+    rates = sorted(set(distinct(here, "lr")))
+    at = {(row["method"], row["lr"]): row["knn_accuracy"] for row in here}
+    body = [
+        (escape(method), *(_known(at.get((method, lr), math.nan), _share) for lr in rates))
+        for method in distinct(here, "method")
+    ]
+    return [
+        "<h2>Choice of the learning rate</h2>",
+        f"<p>kNN accuracy at equal steps with seed {here[0]['seed']}, which is in no other table.</p>",
+        table(("method", *(f"lr {lr:g}" for lr in rates)), body),
+    ]
+
+
+def _gradients(measured: Sequence[Row]) -> list[str]:
+    """A line a method and step."""
+    if not measured:
+        return []
+    names = [name for name in measured[0] if name not in ("method", "seed", "step")]
+    body = [(escape(r["method"]), str(r["step"]), *(_known(r[name], _plain) for name in names)) for r in measured]
+    return [
+        "<h2>Error of the gradient</h2>",
+        "<p>The gradient of one batch against the exact one of the global loss at the method's own temperature, over "
+        f"the encoder's parameters and in units of the exact one's norm; first seed, {measured[0]['seed']}. A bias "
+        "below the noise is not told from none. A method that descends another loss has a bias for that.</p>",
+        table(("method", "step", *names), body),
+    ]
+
+
+def _split(averages: Sequence[Row], whole: str, keys: Sequence[str], names: Sequence[str], form: Format) -> str:
+    body = [
+        (escape(row["method"]), row["budget"], *(_known(row[key], form) for key in (whole, *keys))) for row in averages
+    ]
+    return table(("method", "budget", "all", *(name.replace("_", " ") for name in names)), body)
+
+
+def _runs(found: Sequence[Row]) -> str:
+    heads = ("method", "budget", "lr", "seed", *(title for title, _, _ in COLUMNS.values()))
+    body = [
+        (escape(row["method"]), row["budget"], f"{row['lr']:g}", str(row["seed"]),
+         *(_known(row[name], form) for name, (_, form, _) in COLUMNS.items()))
+        for row in found
+    ]  # fmt: skip
+    return f"<details><summary>{len(body)} runs</summary>{table(heads, body)}</details>"
+
+
+def _spread(row: Row, name: str) -> str:
+    """Mean ± standard deviation; the mean alone of one run, or where all agree within a thousandth."""
+    form, spread = COLUMNS[name][1], row[f"{name}_sd"]
+    mean = _known(row[name], form)
+    return f"{mean} ± {form(spread)}" if spread > abs(row[name]) / 1000 else mean
+
+
+def _known(value: float, form: Format) -> str:
+    return "–" if math.isnan(value) else form(value)

@@ -1,0 +1,147 @@
+"""A comparison from beginning to end: learning rates, equal steps, equal encodings, with tables after every run."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from types import FrameType
+
+import yaml
+
+from train.ablation.average import write_csv
+from train.ablation.store import replace
+from train.compare import report
+from train.compare.cells import ENCODINGS, STEPS, Cell, Cells
+from train.compare.figures import draw_accuracy
+from train.compare.processes import CompareError, execute, finished, prepare
+from train.compare.results import gradients, rows, summarise
+from train.config import method_configs, to_dict
+from train.options import Comparison
+
+
+def from_config(comparison: Comparison) -> str:
+    """Run a comparison into the folder `comparison.out`, or go on with it; the table of what it found.
+
+    Everything is drawn from the folders of its runs: called for one that has finished, it writes the results anew.
+
+    Raises:
+        ConfigError: for a method's configuration, before anything runs.
+        CompareError: for a run of another configuration in a cell's folder, or one that fails.
+    """
+    configs = method_configs(comparison)
+    work = _Work(comparison, Cells(comparison, configs))
+    with _stopped_by_sigterm():
+        work.run()
+    return report.text_table(summarise(rows(work.cells)))
+
+
+class _Work:
+    """The cells so far known, and how many more there will be at most."""
+
+    def __init__(self, comparison: Comparison, plan: Cells) -> None:
+        self.comparison, self.plan, self.folder = comparison, plan, Path(comparison.out)
+        self.cells: list[Cell] = []
+        self.left = 0  # cells that are not known yet
+        self.started, self.executed = time.perf_counter(), 0
+
+    def run(self) -> None:
+        plan, seeds, methods = self.plan, len(self.comparison.seeds), len(self.comparison.methods)
+        equal_steps, equal_encodings = (name in self.comparison.equal for name in (STEPS, ENCODINGS))
+        self.left = methods * seeds * equal_steps + (methods - equal_steps) * seeds * equal_encodings
+        tuning = plan.tuning()
+        self._complete(tuning)
+        rates = self._rates(tuning)
+        steps = plan.steps(rates)
+        if equal_steps:
+            self.left -= len(steps)
+            self._complete(steps)
+        if equal_encodings:
+            first = [c for c in tuning if rates.get(c.method) == c.lr] or steps[: len(rates)]
+            measured = self._measure(first)
+            self.left = 0
+            self._complete(plan.encodings(rates, measured))
+
+    def _rates(self, tuning: Sequence[Cell]) -> Mapping[str, float]:
+        """Each method's learning rate: the only one, or that of the highest kNN accuracy, the lower one of equals."""
+        if not tuning:
+            return {method: self.comparison.lr[0] for method in self.comparison.methods}
+        rates: dict[str, float] = {}
+        for method in self.comparison.methods:
+            found = [row for row in rows([c for c in tuning if c.method == method]) if row["knn_accuracy"] >= 0]
+            if not found:
+                raise CompareError(
+                    f"{method}: no kNN accuracy at any lr of {self.comparison.lr}; its runs diverged, or the data has "
+                    f"no labels: give other lr, or one"
+                )
+            rates[method] = min(found, key=lambda row: (-row["knn_accuracy"], row["lr"]))["lr"]
+            print(f"{method}: lr {rates[method]:g} of {', '.join(f'{lr:g}' for lr in self.comparison.lr)}", flush=True)
+        return rates
+
+    def _measure(self, cells: Sequence[Cell]) -> Mapping[str, int]:
+        """Encodings of each method in base.run.steps steps, of the methods whose run did not diverge."""
+        self._complete([cell for cell in cells if not finished(cell)], report=False)
+        measured = {row["method"]: row["encodings"] for row in rows(cells) if not row["diverged"]}
+        if self.plan.reference not in measured:
+            raise CompareError(f"{self.plan.reference}: the reference diverged; lower lr, or name another reference")
+        return measured
+
+    def _complete(self, cells: Sequence[Cell], *, report: bool = True) -> None:
+        """Run those of `cells` that are not finished; with `report` they are part of the results."""
+        prepare(cells)
+        self.cells += cells if report else []
+        waiting = [cell for cell in cells if not finished(cell)]
+        if len(waiting) < len(cells):
+            print(f"{len(cells) - len(waiting)} of {len(cells)} runs are finished already", flush=True)
+        with closing(execute(waiting, self.comparison.jobs)) as done:
+            for k, cell in enumerate(done, 1):
+                self.executed += 1
+                self._progress(cell, len(waiting) - k + self.left)
+                self._write_tables()
+        self._write_report()
+
+    def _progress(self, cell: Cell, left: int) -> None:
+        row = rows([cell])[0]
+        found = "diverged" if row["diverged"] else f"kNN {row['knn_accuracy']:.4f}, {row['ms_step']:.1f} ms a step"
+        seconds = (time.perf_counter() - self.started) / self.executed * left
+        clock = f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+        print(f"{cell}: {found}; {left} to go, about {clock}", flush=True)
+
+    def _write_tables(self) -> None:
+        found = rows(self.cells)
+        if found:
+            write_csv(found, self.folder / "results.csv")
+        if averages := summarise(found):
+            write_csv(averages, self.folder / "summary.csv")
+
+    def _write_report(self) -> None:
+        self._write_tables()
+        found, settings = rows(self.cells), to_dict(self.comparison)
+        averages = summarise(found)
+        if averages:  # not tuning runs alone
+            replace(self.folder / "compare.yaml", yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+            draw_accuracy(self.cells, averages, self.folder / "accuracy.png")
+            measured = gradients(self.cells)
+            if measured:
+                write_csv(measured, self.folder / "gradient.csv")
+            report.write(self.folder, found, averages, measured, settings)
+
+
+@contextmanager
+def _stopped_by_sigterm() -> Iterator[None]:
+    """SIGTERM ends the comparison as an exception does, so that the runs are stopped, too, with a checkpoint."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    try:
+        before = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not the main thread, which alone may handle signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
