@@ -59,7 +59,7 @@ class Descent:
         self.seconds[phase] += time.perf_counter() - started
 
     def require_finite(self, values: Tensor, rows: Tensor, what: str) -> None:
-        """Raise NonFiniteError unless all of values (B, n), each of its row of rows (B,), or of them all, are finite."""
+        """Raise NonFiniteError unless values (B, n), each of one of rows (B,), or (1, n) of all of them, are finite."""
         if math.isfinite(float(values.detach().sum())):
             return
         bad = rows[~torch.isfinite(values.detach()).all(-1)] if len(values) == len(rows) else rows
