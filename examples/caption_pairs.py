@@ -1,6 +1,6 @@
 """Two text encoders, one for each of two captions of an image, on static token embeddings: retrieval both ways.
 
-python examples/caption_pairs.py DATA_DIR [--negatives infonce sogclr emc2 importance] [--steps 1000] [--seed 0]
+python examples/caption_pairs.py DATA_DIR [--negatives infonce sogclr emc2 importance] [--steps 600] [--seed 0]
 
 DATA_DIR holds train.K.en.gz and val.K.en.gz, caption K of every image a line (Multi30k, task 2). The left encoder reads
 captions 1 and the right one captions 2; `--pairs 2` takes captions 3 and 4 as well, and the two pairs of one image are
@@ -118,9 +118,9 @@ def main(
     folder: Path,
     names: Sequence[str] = tuple(NEGATIVES),
     *,
-    steps: int = 1000,
+    steps: int = 600,
     batch_size: int = 128,
-    temperature: float = 0.05,
+    temperature: float = 0.03,
     drop: float = 0.2,
     pairs: int = 1,
     seed: int = 0,
@@ -191,9 +191,9 @@ if __name__ == "__main__":
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("folder", type=Path)
     arguments.add_argument("--negatives", nargs="+", choices=list(NEGATIVES), default=list(NEGATIVES))
-    arguments.add_argument("--steps", type=int, default=1000)
+    arguments.add_argument("--steps", type=int, default=600)
     arguments.add_argument("--batch-size", type=int, default=128)
-    arguments.add_argument("--temperature", type=float, default=0.05)
+    arguments.add_argument("--temperature", type=float, default=0.03)
     arguments.add_argument("--pairs", type=int, choices=(1, 2), default=1)
     arguments.add_argument("--seed", type=int, default=0)
     arguments.add_argument("--out", type=Path, help="a CSV file that gets one row a method")
