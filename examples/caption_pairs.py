@@ -175,11 +175,12 @@ def _show(name: str, found: dict[str, float]) -> None:
 
 
 def _append(out: Path, results: dict[str, dict[str, float]], run: dict[str, int]) -> None:
-    """One row a method; a new file gets its header."""
+    """One row a method, without its seconds; a new file gets its header."""
     fresh = not out.exists()
     with out.open("a", newline="") as file:
         rows = [
-            {"negatives": name, **run, **{k: round(v, 4) for k, v in found.items()}} for name, found in results.items()
+            {"negatives": name, **run, **{k: round(v, 4) for k, v in found.items() if k != "seconds"}}
+            for name, found in results.items()
         ]
         writer = csv.DictWriter(file, list(rows[0]))
         if fresh:
