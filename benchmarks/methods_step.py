@@ -42,14 +42,13 @@ def main() -> None:
     arguments.add_argument("--steps", type=int, default=60)
     arguments.add_argument("--runs", type=int, default=5)
     options, overrides = arguments.parse_known_args()
-    comparison, _ = load(options.config, overrides, root=Comparison)
+    comparison, _ = load(options.config, [*overrides, "base.run.steps=1000000"], root=Comparison)
     configs = method_configs(comparison)
     splits = load_data(next(iter(configs.values())))
     methods, refreshes = {}, {}
     for name, config in configs.items():
         methods[name] = assembly = build(config, splits=splits)
-        epoch = len(assembly.trainer.batches)
-        for _ in range(epoch if assembly.trainer.refresher is not None else 20):  # until the bank holds every row
+        for _ in range(len(assembly.trainer.batches)):  # until the bank holds every row, and every chain has a state
             assembly.trainer.step()
         assembly.trainer.step_number += config.refresh.every  # a refresh is due
         assembly.trainer.refresh()

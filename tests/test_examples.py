@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import gzip
 import runpy
 from pathlib import Path
+
+import pytest
+import torch
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -36,3 +40,35 @@ def test_the_toys_ordered_selection_uses_the_sampler():
     curves = module["main"](100, seeds=[1], selections=["shuffle", "ordered"])
     for dim in module["OPTIMA"]:
         assert float(curves["ordered", dim][-1]) < float(curves["shuffle", dim][-1])
+
+
+def test_caption_pairs_learn_to_find_each_other(tmp_path, capsys):
+    """Two languages of sixty words each, and random embeddings: nothing but training can align them."""
+    generator = torch.Generator().manual_seed(0)
+    for part, count in (("train", 400), ("val", 40)):
+        pictures = [torch.randperm(60, generator=generator)[:6].tolist() for _ in range(count)]
+        for number in (1, 2, 3, 4):
+            language = "ab"[(number - 1) % 2]
+            said = [" ".join(f"{language}{word}" for word in words[number // 3 :]) for words in pictures]
+            with gzip.open(tmp_path / f"{part}.{number}.en.gz", "wt") as file:
+                file.write("\n".join(said) + "\n")
+    module = runpy.run_path(str(EXAMPLES / "caption_pairs.py"))
+    table = tmp_path / "found.csv"
+    options = {"steps": 100, "batch_size": 64, "temperature": 0.1, "pairs": 2, "packaged": False, "out": table}
+    found = module["main"](tmp_path, ["infonce", "importance"], **options)
+    assert list(found) == ["static", "infonce", "importance"]
+    for way in ("left_to_right", "right_to_left"):
+        assert found["static"][f"{way}_at_10"] < 0.5
+        for name in ("infonce", "importance"):
+            assert found[name][f"{way}_at_10"] > found["static"][f"{way}_at_10"] + 0.3
+    assert found["importance"]["encodings"] > found["infonce"]["encodings"]
+    assert "800 pairs, 40 held out, 121 tokens" in capsys.readouterr().out
+    assert len(table.read_text().splitlines()) == 4
+
+
+def test_caption_pairs_know_the_packaged_tokens():
+    pytest.importorskip("wordllama")
+    table, tokenize = runpy.run_path(str(EXAMPLES / "caption_pairs.py"))["packaged_tokens"]()
+    (ids,) = tokenize(["Two young guys"])
+    assert table.shape == (32_000, 256)
+    assert len(ids) == 3

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -99,7 +99,8 @@ def build(config: Config, *, embedder: nn.Module | None = None, splits: Splits |
 
     batches = build_batches(config, count, encode)
     refresher = None
-    negatives = build_negatives(config, count, device, lambda: None if refresher is None else refresher.staleness)
+    task = Task(count, device, generator(seed, "negatives"), lambda: None if refresher is None else refresher.staleness)
+    negatives = build_negatives(config, task)
     if wants_snapshot(config):
         unit = len(batches) if config.refresh.unit == "epochs" else 1
         refresher = Refresher(
@@ -252,40 +253,62 @@ def staleness_probe(
     return probe
 
 
-def build_negatives(config: Config, num_rows: int, device: torch.device, staleness: Staleness) -> NegativeSampler:
+class Task(NamedTuple):
+    """What negatives are for, which their configuration does not say: N rows seen under so many views."""
+
+    num_rows: int
+    device: torch.device
+    generator: torch.Generator
+    staleness: Staleness
+    views: int = 2
+    exclude: Exclusions | None = None
+
+
+def build_negatives(config: Config, task: Task) -> NegativeSampler:
     """The negative sampler that `config.negatives` names."""
-    return NEGATIVES[config.negatives.type](config, num_rows, device, staleness)
+    return NEGATIVES[config.negatives.type](config, task)
 
 
-def _in_batch(config: Config, num_rows: int, device: torch.device, staleness: Staleness) -> NegativeSampler:
-    return InBatch(temperature=config.loss.temperature, device=device, **_chosen(config))
+def _in_batch(config: Config, task: Task) -> NegativeSampler:
+    return InBatch(temperature=config.loss.temperature, exclude=task.exclude, device=task.device, **_chosen(config))
 
 
-def _sogclr(config: Config, num_rows: int, device: torch.device, staleness: Staleness) -> NegativeSampler:
-    return SogClr(num_rows, temperature=config.loss.temperature, device=device, **_chosen(config))
+def _sogclr(config: Config, task: Task) -> NegativeSampler:
+    return SogClr(
+        task.num_rows, temperature=config.loss.temperature, views=task.views, exclude=task.exclude, device=task.device,
+        **_chosen(config),
+    )  # fmt: skip
 
 
-def _isogclr(config: Config, num_rows: int, device: torch.device, staleness: Staleness) -> NegativeSampler:
-    return ISogClr(num_rows, temperature=config.loss.temperature, device=device, **_chosen(config))
+def _isogclr(config: Config, task: Task) -> NegativeSampler:
+    return ISogClr(
+        task.num_rows, temperature=config.loss.temperature, views=task.views, exclude=task.exclude, device=task.device,
+        **_chosen(config),
+    )  # fmt: skip
 
 
-def _reweighted(config: Config, num_rows: int, device: torch.device, staleness: Staleness) -> NegativeSampler:
-    return Reweighted(temperature=config.loss.temperature, **_chosen(config))
+def _reweighted(config: Config, task: Task) -> NegativeSampler:
+    return Reweighted(temperature=config.loss.temperature, exclude=task.exclude, **_chosen(config))
 
 
-def _moco(config: Config, num_rows: int, device: torch.device, staleness: Staleness) -> NegativeSampler:
-    return Moco(num_rows, temperature=config.loss.temperature, device=device, **_chosen(config))
+def _moco(config: Config, task: Task) -> NegativeSampler:
+    return Moco(
+        task.num_rows, temperature=config.loss.temperature, exclude=task.exclude, device=task.device, **_chosen(config)
+    )
 
 
-def _hardest(config: Config, num_rows: int, device: torch.device, staleness: Staleness) -> NegativeSampler:
-    random = generator(config.run.seed, "negatives")
-    return Hardest(num_rows, temperature=config.loss.temperature, generator=random, **_chosen(config))
+def _hardest(config: Config, task: Task) -> NegativeSampler:
+    return Hardest(
+        task.num_rows, temperature=config.loss.temperature, exclude=task.exclude, generator=task.generator,
+        **_chosen(config),
+    )  # fmt: skip
 
 
-def _negative_cache(config: Config, num_rows: int, device: torch.device, staleness: Staleness) -> NegativeSampler:
-    random = generator(config.run.seed, "negatives")
-    options = _chosen(config)
-    return NegativeCache(num_rows, temperature=config.loss.temperature, generator=random, device=device, **options)
+def _negative_cache(config: Config, task: Task) -> NegativeSampler:
+    return NegativeCache(
+        task.num_rows, temperature=config.loss.temperature, exclude=task.exclude, generator=task.generator,
+        device=task.device, **_chosen(config),
+    )  # fmt: skip
 
 
 def _chosen(config: Config) -> dict[str, Any]:
@@ -293,14 +316,15 @@ def _chosen(config: Config) -> dict[str, Any]:
     return {k: v for k, v in vars(config.negatives).items() if k != "type"}
 
 
-def _emc2(config: Config, num_rows: int, device: torch.device, staleness: Staleness) -> NegativeSampler:
+def _emc2(config: Config, task: Task) -> NegativeSampler:
     options = config.negatives
-    exclude = Exclusions(num_rows).to(device)
+    exclude = _excluded(task)
     return Emc2(
-        num_rows,
+        task.num_rows,
         temperature=config.loss.temperature,
+        views=task.views,
         proposals=options.proposals,
-        proposal=functools.partial(_proposal, config, exclude, staleness),
+        proposal=functools.partial(_proposal, config, exclude, task.staleness),
         draws=options.draws,
         pool=options.pool,
         query=options.query,
@@ -309,26 +333,31 @@ def _emc2(config: Config, num_rows: int, device: torch.device, staleness: Stalen
         score=options.score,
         batch_views=options.batch_views,
         exclude=exclude,
-        generator=generator(config.run.seed, "negatives"),
-        device=device,
+        generator=task.generator,
+        device=task.device,
     )
 
 
-def _importance(config: Config, num_rows: int, device: torch.device, staleness: Staleness) -> NegativeSampler:
+def _importance(config: Config, task: Task) -> NegativeSampler:
     options = config.negatives
-    exclude = Exclusions(num_rows).to(device)
+    exclude = _excluded(task)
     return Importance(
-        num_rows,
+        task.num_rows,
         temperature=config.loss.temperature,
-        proposal=functools.partial(_proposal, config, exclude, staleness),
+        proposal=functools.partial(_proposal, config, exclude, task.staleness),
         draws=options.draws,
         pool=options.pool,
         query=options.query,
         batch=options.batch,
         positive=options.positive,
         exclude=exclude,
-        generator=generator(config.run.seed, "negatives"),
+        generator=task.generator,
     )
+
+
+def _excluded(task: Task) -> Exclusions:
+    """D_i of the task: all rows but i unless it says more."""
+    return (Exclusions(task.num_rows) if task.exclude is None else task.exclude).to(task.device)
 
 
 def _proposal(config: Config, exclude: Exclusions, staleness: Staleness, snapshot: Snapshot) -> Proposal:
@@ -342,7 +371,7 @@ def _proposal(config: Config, exclude: Exclusions, staleness: Staleness, snapsho
     return PROPOSALS[config.negatives.proposal.type](snapshot, exclude=exclude, **options)
 
 
-NEGATIVES: dict[str, Callable[[Config, int, torch.device, Staleness], NegativeSampler]] = {
+NEGATIVES: dict[str, Callable[[Config, Task], NegativeSampler]] = {
     "emc2": _emc2,
     "importance": _importance,
     "in_batch": _in_batch,

@@ -13,11 +13,7 @@ The trainer knows no method: a batch sampler says which rows meet, a negative sa
 from __future__ import annotations
 
 import copy
-import math
-import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -29,12 +25,11 @@ from negbank.refresh import RefreshReport
 from samplers.batches import BatchSampler
 from samplers.negatives import EncodedBatch, NegativeSampler
 from train.data.images import Images
+from train.descent import Descent, NonFiniteError
 from train.losses import info_nce, surrogate
 from train.meetings import Meetings
 
-
-class NonFiniteError(RuntimeError):
-    """Training diverged; raised before the optimiser step, naming the step and the rows."""
+__all__ = ["NonFiniteError", "Trainer"]
 
 
 class Trainer:
@@ -74,33 +69,31 @@ class Trainer:
         device: torch.device,
         autocast: Callable[[], torch.autocast],
     ) -> None:
-        if negatives.in_batch and not batches.uniform:
-            raise ValueError(
-                f"negatives: in-batch proposals need uniform batches, which {type(batches).__name__} batches are not; "
-                f"take proposals='index' or other negatives, or uniform batches"
-            )
-        if negatives.fresh_queries and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in embedder.modules()):
-            raise ValueError(
-                "negatives: query='fresh' encodes drawn rows in a second pass, where batch statistics tell them from "
-                "the anchors; take encoder.norm=group and encoder.projector.norm=none, or query='bank'"
-            )
+        require_fitting(negatives, batches, embedder)
         self.embedder, self.images, self.augment = embedder, images, augment
         self.momentum_encoder = None if negatives.momentum is None else copy.deepcopy(embedder).requires_grad_(False)
         self.batches, self.negatives, self.bank, self.refresher = batches, negatives, bank, refresher
-        self.optimiser, self.schedule, self.temperature = optimiser, schedule, temperature
+        self.optimiser, self.descent, self.temperature = optimiser, Descent(optimiser, schedule), temperature
         self.generator, self.device, self.autocast = generator, device, autocast
-        self.peaks = [group["lr"] for group in optimiser.param_groups]
         self.meetings = Meetings(len(images), images.labels, device)
-        self.step_number = 0
         self.encodings = 0
-        self.seconds: dict[str, float] = defaultdict(float)
         self._stream = self._endless()
+
+    @property
+    def step_number(self) -> int:
+        """Optimiser steps taken."""
+        return self.descent.step_number
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Seconds spent in every phase of the steps."""
+        return self.descent.seconds
 
     def refresh(self) -> RefreshReport | None:
         """Let the refresher look at the step; pass a new snapshot on to the samplers."""
         if self.refresher is None:
             return None
-        with self._timed("refresh"):
+        with self.descent.timed("refresh"):
             before = self.refresher.staleness
             report = self.refresher.step(self.step_number)
             if report is not None and report.swapped:
@@ -115,38 +108,29 @@ class Trainer:
         Raises:
             NonFiniteError: before anything is changed by a loss, embedding or gradient that is not finite.
         """
-        with self._timed("data"):
+        with self.descent.timed("data"):
             rows = torch.tensor(next(self._stream), device=self.device)
         drawn = rows[:0]
         if not self.negatives.fresh_queries:
-            with self._timed("draw"):
+            with self.descent.timed("draw"):
                 drawn = self.negatives.draw(rows)
         embeddings, keys = self._embed(rows, drawn)
         if self.negatives.fresh_queries:
-            with self._timed("draw"):
+            with self.descent.timed("draw"):
                 first, second = embeddings.detach().chunk(2)
                 drawn = self.negatives.draw(rows, unit_rows(first + second))
             if len(drawn):
                 embeddings = torch.cat((embeddings, self._embed(rows[:0], drawn)[0]))
         batch = EncodedBatch.from_views(rows, embeddings, drawn, keys)
-        with self._timed("negatives"):
+        with self.descent.timed("negatives"):
             negatives, info = self.negatives(batch)
             loss = surrogate(batch, negatives, temperature=self.temperature)
             value = info_nce(batch, temperature=self.temperature)
-            self._require_finite(torch.stack((loss.detach(), value))[None], rows, "loss")
-        with self._timed("backward"):
-            self.optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            gradients = [p.grad for p in self.embedder.parameters() if p.grad is not None]
-            self._require_finite(nn.utils.get_total_norm(gradients)[None, None], rows, "gradient")
-        with self._timed("optimiser"):
-            factor = self.schedule(self.step_number)
-            for group, peak in zip(self.optimiser.param_groups, self.peaks):
-                group["lr"] = peak * factor
-            self.optimiser.step()
+            self.descent.require_finite(torch.stack((loss.detach(), value))[None], rows, "loss")
+        rate = self.descent(loss, rows)
+        with self.descent.timed("optimiser"):
             self._follow()
-        with self._timed("bank"):
-            self.step_number += 1
+        with self.descent.timed("bank"):
             self.encodings += len(embeddings) + (0 if keys is None else len(keys))
             first, second = batch.anchors.detach().chunk(2)
             self.bank.write(
@@ -158,7 +142,7 @@ class Trainer:
             "positive": float((first * second).sum(-1).mean()),
             "mean_cosine": cosine,
             **self.meetings(rows),
-            "lr": self.peaks[0] * factor,
+            "lr": rate,
             **info,
         }
 
@@ -167,15 +151,15 @@ class Trainer:
 
         And the keys (2B, D) of the same views of rows, if there is a momentum encoder.
         """
-        with self._timed("data"):
+        with self.descent.timed("data"):
             images = self.images.read(torch.cat((rows, drawn)).cpu()).to(self.device)
             images = torch.cat((images[: len(rows)], images))
             views = self.augment(images, generator=self.generator).contiguous(memory_format=torch.channels_last)
-        with self._timed("forward"):
+        with self.descent.timed("forward"):
             self.embedder.train()
             with self.autocast():
                 embeddings: Tensor = self.embedder(views)
-            self._require_finite(embeddings, torch.cat((rows, rows, drawn)), "embedding")
+            self.descent.require_finite(embeddings, torch.cat((rows, rows, drawn)), "embedding")
             if self.momentum_encoder is None or not len(rows):
                 return embeddings, None
             with torch.no_grad(), self.autocast():
@@ -191,12 +175,10 @@ class Trainer:
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed run needs but the snapshot, which is saved beside it."""
         return {
-            "step": self.step_number,
+            **self.descent.state_dict(),
             "encodings": self.encodings,
-            "seconds": dict(self.seconds),
             "embedder": self.embedder.state_dict(),
             "momentum_encoder": None if self.momentum_encoder is None else self.momentum_encoder.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
             "bank": self.bank.state_dict(),
             "batches": self.batches.state_dict(),
             "meetings": self.meetings.state_dict(),
@@ -207,12 +189,11 @@ class Trainer:
 
     def load_state_dict(self, state: dict[str, Any], snapshot: Snapshot | None) -> None:
         """Restore `state_dict`, with the snapshot that was in use."""
-        self.step_number, self.encodings = state["step"], state["encodings"]
-        self.seconds = defaultdict(float, state["seconds"])
+        self.descent.load_state_dict(state)
+        self.encodings = state["encodings"]
         self.embedder.load_state_dict(state["embedder"])
         if self.momentum_encoder is not None:
             self.momentum_encoder.load_state_dict(state["momentum_encoder"])
-        self.optimiser.load_state_dict(state["optimiser"])
         self.bank.load_state_dict(state["bank"])
         self.generator.set_state(state["generator"])
         if self.refresher is not None:
@@ -232,17 +213,16 @@ class Trainer:
         while True:
             yield from self.batches
 
-    @contextmanager
-    def _timed(self, phase: str) -> Iterator[None]:
-        started = time.perf_counter()
-        yield
-        self.seconds[phase] += time.perf_counter() - started
 
-    def _require_finite(self, values: Tensor, rows: Tensor, what: str) -> None:
-        if math.isfinite(float(values.detach().sum())):
-            return
-        bad = rows[~torch.isfinite(values.detach()).all(-1)] if len(values) == len(rows) else rows
-        raise NonFiniteError(
-            f"step {self.step_number}: the {what} of rows {bad.unique().tolist()[:8]} is not finite; nothing changed; "
-            f"lower optim.lr, raise loss.temperature or use run.precision=float32, and resume from the last checkpoint"
+def require_fitting(negatives: NegativeSampler, batches: BatchSampler, encoder: nn.Module) -> None:
+    """Raise ValueError for in-batch proposals under batches that are not uniform, or fresh queries with batch norm."""
+    if negatives.in_batch and not batches.uniform:
+        raise ValueError(
+            f"negatives: in-batch proposals need uniform batches, which {type(batches).__name__} batches are not; "
+            f"take proposals='index' or other negatives, or uniform batches"
+        )
+    if negatives.fresh_queries and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in encoder.modules()):
+        raise ValueError(
+            "negatives: query='fresh' encodes drawn rows in a second pass, where batch statistics tell them from "
+            "the anchors; take encoder.norm=group and encoder.projector.norm=none, or query='bank'"
         )

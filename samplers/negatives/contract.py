@@ -148,7 +148,8 @@ class NegativeSampler(Protocol):
     def draw(self, rows: Tensor, queries: Tensor | None = None) -> Tensor:
         """Further rows (E,), distinct and not in rows (B,), to be encoded with the batch.
 
-        queries: (B, D) fresh unit embeddings of the rows, for samplers with `fresh_queries`.
+        queries: (B, D) unit embeddings of the rows to search with: fresh ones for samplers with `fresh_queries`, and
+        where anchors are of another encoder those of its bank. Without them it is the bank rows that negatives are of.
         """
         ...
 

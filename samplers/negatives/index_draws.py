@@ -1,8 +1,9 @@
 """Index draws of a step, before its drawn rows are encoded: from the newest snapshot, uniform before the first.
 
 The query of an anchor row is its bank row, known before any forward pass, or its fresh embedding: then the views are
-encoded first and the drawn rows in a second pass, in an encoder without batch statistics. The density is always that of
-the query that was used. Draws are each row's own, or one pool for the whole batch (proposals/pooled.py).
+encoded first and the drawn rows in a second pass, in an encoder without batch statistics. Where anchors are of another
+encoder than the rows that are drawn, their bank rows are of another bank, and the trainer gives them. The density is
+always that of the query that was used. Draws are each row's own, or one pool for the whole batch (proposals/pooled.py).
 """
 
 from __future__ import annotations
@@ -62,16 +63,18 @@ class IndexDraws:
         if self._bind is not None:
             self._proposal = self._bind(snapshot)
 
-    def queries(self, rows: Tensor, fresh: Tensor | None) -> Tensor:
-        """What the index is asked with for rows (B,): (B, D); of no meaning before the first snapshot.
+    def queries(self, rows: Tensor, given: Tensor | None) -> Tensor:
+        """What the index is asked with for rows (B,): (B, D), as given or else the rows of the snapshot itself.
+
+        Of no meaning before the first snapshot.
 
         Raises:
-            ValueError: when `fresh` (B, D) is asked for and not given.
+            ValueError: when fresh embeddings are asked for and nothing is given.
         """
-        require_queries(fresh, wanted=self.fresh)
+        require_queries(given, wanted=self.fresh)
         if self.snapshot is None:
             return rows.new_zeros(len(rows), 1, dtype=torch.float32)
-        return self.snapshot.vectors[rows] if fresh is None or not self.fresh else fresh.detach().float()
+        return self.snapshot.vectors[rows] if given is None else given.detach().float()
 
     def __call__(self, rows: Tensor, queries: Tensor) -> tuple[Tensor, ProposalDistribution | PooledDistribution]:
         """Ids (B, draws), or the pool's (1, draws), and the distribution they are from."""

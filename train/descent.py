@@ -1,0 +1,78 @@
+"""How every trainer's step ends: a gradient that is checked, one step of the optimiser, and where the time went."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class NonFiniteError(RuntimeError):
+    """Training diverged; raised before the optimiser step, naming the step and the rows."""
+
+
+class Descent:
+    """An optimiser under a schedule of its learning rates, with the steps taken and the seconds of every phase.
+
+    Args:
+        optimiser: its groups' learning rates are the peaks.
+        schedule: step → factor of the peaks.
+    """
+
+    def __init__(self, optimiser: torch.optim.Optimizer, schedule: Callable[[int], float]) -> None:
+        self.optimiser, self.schedule = optimiser, schedule
+        self.peaks = [group["lr"] for group in optimiser.param_groups]
+        self.step_number = 0
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    def __call__(self, loss: Tensor, rows: Tensor) -> float:
+        """Descend the gradient of the loss of rows (B,); the learning rate of the first group.
+
+        Raises:
+            NonFiniteError: before anything is changed by a gradient that is not finite.
+        """
+        with self.timed("backward"):
+            self.optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            parameters = (p for group in self.optimiser.param_groups for p in group["params"])
+            gradients = [p.grad for p in parameters if p.grad is not None]
+            self.require_finite(nn.utils.get_total_norm(gradients)[None, None], rows, "gradient")
+        with self.timed("optimiser"):
+            factor = self.schedule(self.step_number)
+            for group, peak in zip(self.optimiser.param_groups, self.peaks):
+                group["lr"] = peak * factor
+            self.optimiser.step()
+        self.step_number += 1
+        return self.peaks[0] * factor
+
+    @contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        """Count the seconds spent inside as those of a phase."""
+        started = time.perf_counter()
+        yield
+        self.seconds[phase] += time.perf_counter() - started
+
+    def require_finite(self, values: Tensor, rows: Tensor, what: str) -> None:
+        """Raise NonFiniteError unless values (B, n), each of one of rows (B,), or (1, n) of all of them, are finite."""
+        if math.isfinite(float(values.detach().sum())):
+            return
+        bad = rows[~torch.isfinite(values.detach()).all(-1)] if len(values) == len(rows) else rows
+        raise NonFiniteError(
+            f"step {self.step_number}: the {what} of rows {bad.unique().tolist()[:8]} is not finite; nothing changed; "
+            f"lower optim.lr, raise loss.temperature or use run.precision=float32, and resume from the last checkpoint"
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Steps, seconds and the optimiser's state."""
+        return {"step": self.step_number, "seconds": dict(self.seconds), "optimiser": self.optimiser.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore them."""
+        self.step_number, self.seconds = state["step"], defaultdict(float, state["seconds"])
+        self.optimiser.load_state_dict(state["optimiser"])

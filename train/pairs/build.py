@@ -1,0 +1,109 @@
+"""A pair trainer from a configuration: its batches, negatives, loss, index, refresh, optim and run sections."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from negbank import EmbeddingBank, Exclusions, Refresher
+from train import optim
+from train.build import (
+    Task,
+    build_batches,
+    build_negatives,
+    build_optimiser,
+    choose_device,
+    choose_precision,
+    generator,
+    wants_snapshot,
+)
+from train.options import Config
+from train.pairs.trainer import PairTrainer, Read, Side, encode
+
+
+def build_pairs(
+    config: Config,
+    num_rows: int,
+    left: tuple[nn.Module, Read],
+    right: tuple[nn.Module, Read],
+    *,
+    exclude: Exclusions | None = None,
+) -> PairTrainer:
+    """The trainer of two encoders of your own.
+
+    Args:
+        config: checked by `train.config.parse`; data, encoder, eval and ablation are of no meaning here.
+        num_rows: N pairs.
+        left, right: an encoder, inputs → unit embeddings (n, D), and how its inputs are read, see `Read`.
+        exclude: rows that are no negatives of each other, such as captions of one image: `Exclusions(N, groups=...)`.
+
+    Raises:
+        ValueError: for a batch larger than the data set, a proposal that adapts, or as `PairTrainer`.
+    """
+    if getattr(getattr(config.negatives, "proposal", None), "adapt", False):
+        raise ValueError(
+            "negatives.proposal.adapt=True: staleness is measured within one bank, and pairs have two; set "
+            "temperature and floor instead"
+        )
+    if not 2 <= config.batches.batch_size <= num_rows:
+        raise ValueError(f"batches.batch_size={config.batches.batch_size}: there are {num_rows} pairs; choose from 2..")
+    device, seed = choose_device(config.run.device), config.run.seed
+    encoders = nn.ModuleList([left[0], right[0]]).to(device)
+    batches = build_batches(config, num_rows, functools.partial(encode, *left))
+    steps = config.run.steps or config.run.epochs * len(batches)  # type: ignore[operator]
+    if config.optim.warmup >= steps:
+        raise ValueError(f"optim.warmup={config.optim.warmup}: the run has only {steps} steps; make it shorter")
+    random = generator(seed, "negatives")
+    sides = [_side(config, num_rows, *each, len(batches), device, _spawn(random), exclude) for each in (left, right)]
+    learned = [tensor for side in sides for tensor in side.negatives.learned]
+    precision = choose_precision(config.run.precision, device)
+    return PairTrainer(
+        sides[0],
+        sides[1],
+        batches=batches,
+        optimiser=build_optimiser(config, encoders, learned),
+        schedule=functools.partial(optim.cosine_with_warmup, steps=steps, warmup=config.optim.warmup),
+        temperature=config.loss.temperature,
+        generator=generator(seed, "views"),
+        device=device,
+        autocast=functools.partial(torch.autocast, device.type, dtype=torch.bfloat16, enabled=precision == "bf16"),
+    )
+
+
+def _side(
+    config: Config,
+    num_rows: int,
+    encoder: nn.Module,
+    read: Read,
+    epoch: int,
+    device: torch.device,
+    random: torch.Generator,
+    exclude: Exclusions | None,
+) -> Side:
+    """One side, its bank still empty; `epoch`: steps of one."""
+    fresh: Callable[[Tensor], Tensor] = functools.partial(encode, encoder, read)
+    bank = EmbeddingBank(num_rows, fresh(torch.arange(1)).shape[1], device=device)
+    negatives = build_negatives(config, Task(num_rows, device, random, lambda: None, views=1, exclude=exclude))
+    if not wants_snapshot(config):
+        return Side(encoder, read, bank, negatives)
+    refresher = Refresher(
+        bank,
+        every=config.refresh.every * (epoch if config.refresh.unit == "epochs" else 1),
+        mode=config.refresh.mode,
+        encode=fresh,
+        max_drift=config.refresh.max_drift,
+        check_every=config.refresh.check_every,
+        probe_rows=config.refresh.probe_rows,
+        factory=config.index.factory,
+        target_recall=config.index.target_recall,
+        seed=config.run.seed,
+    )
+    return Side(encoder, read, bank, negatives, refresher)
+
+
+def _spawn(random: torch.Generator) -> torch.Generator:
+    """A stream of its own, seeded by the next draw of `random`."""
+    return torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=random)))
