@@ -1,6 +1,6 @@
 """The rows of every cell that an anchor may draw: counted exactly, and drawn uniformly without rejection.
 
-    D_ic = {j ∈ D_i : c(j) = c, j not taken},      n_i(c) = |D_ic| = size_c − |group(i) ∩ c| − |listed and taken in c|
+    D_ic = {j ∈ D_i : c(j) = c},      n_i(c) = |D_ic| = size_c − |group(i) ∩ c| − |listed in c|
 
 Allowed rows are sorted by (cell, group): a cell is an interval of positions, and a group inside of a cell is one, too.
 For an anchor the positions without its group and without the few rows it skips number its rows cell by cell, so the
@@ -45,8 +45,8 @@ class CellRows:
         self._pair_start = (sizes.cumsum(0) - sizes)[at]
         self._offsets = torch.searchsorted(group, torch.arange(num_rows + 1, device=device))
 
-    def of(self, rows: Tensor, taken: Tensor) -> AnchorCells:
-        """For anchors of rows (A,), without the rows taken (A, k) ⊂ D_i, distinct and padded by −1."""
+    def of(self, rows: Tensor) -> AnchorCells:
+        """For anchors of rows (A,)."""
         cells, device = len(self.cells.sizes), rows.device
         group = torch.where(rows == NO_ROW, NO_ROW, self._group[rows.clamp(min=0)])
         first = torch.where(group < 0, 0, self._offsets[group.clamp(min=0)])
@@ -57,7 +57,6 @@ class CellRows:
         size, start = torch.where(inside, self._pair_size[at], 0), torch.where(inside, self._pair_start[at], 0)
         listed = self._exclude.listed(rows)
         ids = torch.where(listed < len(self._every), self._every[listed.clamp(max=len(self._every) - 1)], NO_ROW)
-        ids = torch.cat((ids, taken), 1)
         skips = torch.where(ids < 0, NO_ROW, self._position[ids.clamp(min=0)])
         return AnchorCells(self, cell, size, start, skips)
 
@@ -72,7 +71,7 @@ class AnchorCells:
         skips: (A, E) further positions that may not be drawn, outside the group; −1 pads.
 
     Attributes:
-        counts: (A, C) n_i(c).
+        counts: (A, C) float32 n_i(c).
     """
 
     def __init__(
@@ -87,9 +86,9 @@ class AnchorCells:
         self._group_before = self._group_size.cumsum(1) - self._group_size
         self._skips = skips = torch.where(skips < 0, far, skips).sort(1).values
         cell = torch.searchsorted(bounds, skips, right=True) - 1  # C where padded
-        counts = torch.cat((bounds.diff(), bounds.new_zeros(1))).expand(len(skips), -1).clone()
-        counts.scatter_add_(1, self._group_cell, -self._group_size)
-        self.counts = counts.scatter_add_(1, cell, -torch.ones_like(cell))[:, :-1]
+        counts = torch.cat((bounds.diff(), bounds.new_zeros(1))).float().expand(len(skips), -1).clone()
+        counts.scatter_add_(1, self._group_cell, -self._group_size.float())
+        self.counts = counts.scatter_add_(1, cell, -torch.ones_like(cell, dtype=torch.float32))[:, :-1]
         before, size, start = self._group(cell)
         within = torch.where(skips > start, size, 0)
         gaps = skips - before - within - torch.arange(skips.shape[1], device=skips.device)

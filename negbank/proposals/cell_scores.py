@@ -10,6 +10,8 @@ of its D directions. The rows are of unit length, so that their mean knows their
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -29,19 +31,25 @@ class CellScores:
         )
         means = sums / cells.sizes.clamp(min=1)[:, None]
         self._spread = (1 - means.square().sum(1)).clamp(min=0) / vectors.shape[1]
-        self._means = torch.zeros(_padded(len(means), BLOCK), _padded(vectors.shape[1], 16), device=vectors.device)
+        self._means = torch.zeros(_padded(len(means), BLOCK), _padded(vectors.shape[1] + 1, 16), device=vectors.device)
         self._means[: len(means), : vectors.shape[1]] = means
 
-    def __call__(self, queries: Tensor, temperature: float) -> Tensor:
-        """a(c) of queries (A, D): (A, C) float32; of no meaning for an empty cell.
+    def __call__(self, queries: Tensor, temperature: float, factor: float = 1.0) -> Tensor:
+        """a(c) + log factor of queries (A, D): (A, C) float32; of no meaning for an empty cell.
 
-        Products of one shape, whatever the number of queries, so that a score does not depend on which others share
-        the call.
+        One product: queries with a one behind them, by means / τ over what is added. Products of one shape, whatever
+        the number of queries, so that a score does not depend on which others share the call.
         """
-        padded = queries.new_zeros(_padded(len(queries), BLOCK), self._means.shape[1], dtype=torch.float32)
-        padded[: len(queries), : queries.shape[1]] = queries
-        scores = torch.cat([block @ self._means.T for block in padded.split(BLOCK)]) if len(queries) else padded
-        return scores[: len(queries), : len(self._spread)] / temperature + self._spread / (2 * temperature**2)
+        dim, cells = queries.shape[1], len(self._spread)
+        right = self._means / temperature
+        right[:cells, dim] = self._spread / (2 * temperature**2) + math.log(factor)
+        padded = queries.new_zeros(_padded(len(queries), BLOCK), right.shape[1], dtype=torch.float32)
+        padded[: len(queries), :dim] = queries
+        padded[: len(queries), dim] = 1
+        scores = padded.new_empty(len(padded), len(right))
+        for start in range(0, len(padded), BLOCK):
+            torch.mm(padded[start : start + BLOCK], right.T, out=scores[start : start + BLOCK])
+        return scores[: len(queries), :cells]
 
 
 def _padded(size: int, step: int) -> int:

@@ -54,6 +54,6 @@ class Cells:
 
     def __call__(self, anchors: Anchors) -> HeadTailDistribution:
         no_head = anchors.rows.new_empty(len(anchors.rows), 0)
-        cells = self._rows.of(anchors.rows, no_head)
+        cells = self._rows.of(anchors.rows)
         logits = self._scores(anchors.queries, self.temperature)
         return HeadTailDistribution(anchors.rows, no_head, no_head.double(), cells, logits, self.floor, self._exclude)

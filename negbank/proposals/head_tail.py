@@ -1,17 +1,18 @@
 """The softmax over the whole bank, row by row where it is high and cell by cell where it is low:
 
     q_i(j) = λ / |D_i| + (1 − λ) · e_i(j) / Z_i
-    e_i(j) = exp(s̃_ij / τ)                  j ∈ T_i, the top k of the index within D_i
-             t exp(a_i(c(j)))                the other indexed rows, one value for a cell (cell_scores.py)
-    Z_i    = Σ_{j ∈ T_i} exp(s̃_ij / τ) + t Σ_c n_i(c) exp(a_i(c))
+    e_i(j) = max{exp(s̃_ij / τ), t exp(a_i(c(j)))}     j ∈ T_i, the top k of the index within D_i
+             t exp(a_i(c(j)))                          the other indexed rows, one value for a cell (cell_scores.py)
+    Z_i    = t Σ_c n_i(c) exp(a_i(c)) + Σ_{j ∈ T_i} [exp(s̃_ij / τ) − t exp(a_i(c(j)))]₊
 
-with n_i(c) the rows of cell c in D_i outside of T_i, counted exactly (cell_rows.py). Rows never written are reached by
-the floor alone. Whether j lies in T_i is asked of the ids that the search returned, never of a score threshold.
+with n_i(c) the rows of cell c in D_i, counted exactly (cell_rows.py). That is a mixture, and so it is drawn: a cell and
+one of its rows uniformly, or a row of the head by what its score exceeds its cell's. Cells need not know who is in the
+head; and a stale score that puts a row far below its cell is not believed. t < 1, since the isotropic spread overstates
+the tail. Rows never written are reached by the floor alone. Whether j lies in T_i is asked of the ids that the search
+returned, never of a score threshold.
 """
 
 from __future__ import annotations
-
-import math
 
 import torch
 from torch import Tensor
@@ -49,7 +50,7 @@ class HeadTail:
         temperature: float = 0.07,
         floor: float = 0.1,
         *,
-        tail: float = 1.0,
+        tail: float = 0.5,
         adapt: bool = False,
         probe: Probe | None = None,
         exclude: Exclusions | None = None,
@@ -74,18 +75,19 @@ class HeadTail:
         inside = allowed & (allowed.cumsum(1) <= self._k)
         head = torch.where(inside, found.ids, NO_ROW)
         head_logits = torch.where(inside, found.scores.double() / self.temperature, -torch.inf)
-        tail = self._rows.of(anchors.rows, head)
-        tail_logits = self._scores(anchors.queries, self.temperature) + math.log(self.tail)
-        return HeadTailDistribution(anchors.rows, head, head_logits, tail, tail_logits, self.floor, self._exclude)
+        cells = self._rows.of(anchors.rows)
+        logits = self._scores(anchors.queries, self.temperature, self.tail)
+        return HeadTailDistribution(anchors.rows, head, head_logits, cells, logits, self.floor, self._exclude)
 
 
 class HeadTailDistribution:
-    """λ / |D_i| + (1 − λ) times a softmax over head rows one by one and the other rows cell by cell.
+    """λ / |D_i| + (1 − λ) times a softmax over cells, and over head rows by what they exceed their cell.
 
     Args:
         rows: (A,) the anchors' own rows.
         head, head_logits: (A, k) ids and their logits; −1 and −∞ where there is none.
-        tail, tail_logits: the rows outside the head by cell, and the logit (A, C) of a single row of each cell.
+        cells: the rows that may be drawn by cell.
+        logits: (A, C) float32 of a single row of each cell; overwritten.
         floor, exclude: λ and D_i.
     """
 
@@ -94,28 +96,30 @@ class HeadTailDistribution:
         rows: Tensor,
         head: Tensor,
         head_logits: Tensor,
-        tail: AnchorCells,
-        tail_logits: Tensor,
+        cells: AnchorCells,
+        logits: Tensor,
         floor: float,
         exclude: Exclusions,
     ) -> None:
-        self._rows, self._tail, self._exclude = rows, tail, exclude
+        self._rows, self._cells, self._exclude = rows, cells, exclude
         self._head, order = head.sort(1)
-        top = torch.where(tail.counts > 0, tail_logits, -torch.inf).amax(1, keepdim=True)
+        top = logits.masked_fill_(cells.counts == 0, -torch.inf).amax(1, keepdim=True)
         if head.shape[1]:
             top = torch.maximum(top, head_logits.amax(1, keepdim=True).float())
-        empty = top == -torch.inf
-        top = torch.where(empty, 0.0, top)
+        top = torch.where(top == -torch.inf, 0.0, top)
         # e_i of a cell's row is single precision by definition; sums and quotients, and so normalisation, are double.
+        self._of_row = logits.sub_(top).exp_()
         of_head = (head_logits.gather(1, order) - top).exp()
-        of_row = (tail_logits - top).clamp(max=0).exp().double()
-        mass = torch.cat((of_head, of_row * tail.counts), 1)
-        self._cumulative = mass.cumsum(1)
-        total = torch.where(empty, 1.0, self._cumulative[:, -1:])
-        self._floor = torch.where(empty, 1.0, floor).double()
+        own = cells.cell_of(self._head)
+        self._excess = (of_head - torch.where(own < 0, 0.0, self._of_row.gather(1, own.clamp(min=0)))).clamp(min=0)
+        mass = self._excess.new_empty(len(head), head.shape[1] + logits.shape[1])
+        mass[:, : head.shape[1]] = self._excess
+        mass[:, head.shape[1] :].copy_(self._of_row).mul_(cells.counts)
+        self._cumulative = mass.cumsum_(1)
+        total = self._cumulative[:, -1:]
+        self._floor = torch.where(total == 0, 1.0, floor).double()
         self._base = self._floor / exclude.count(rows)[:, None]
-        self._scale = (1 - self._floor) / total
-        self._of_head, self._of_row, self._mass = of_head, of_row, mass
+        self._scale = (1 - self._floor) / torch.where(total == 0, 1.0, total)
 
     def sample(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
         """See `ProposalDistribution.sample`."""
@@ -123,10 +127,10 @@ class HeadTailDistribution:
         coin, point, within = uniforms((3, *shape), generator=generator, device=device)
         below = self._exclude.uniform(self._rows, n, generator=generator)
         at = torch.searchsorted(self._cumulative, point * self._cumulative[:, -1:], right=True)
-        at = at.clamp(max=self._mass.shape[1] - 1)
-        rounded = self._mass.gather(1, at) == 0  # a point rounded up to the last sum, one in 2^53
+        rounded = at == self._cumulative.shape[1]  # a point rounded up to the last sum, one in 2^53
+        at = at.clamp(max=self._cumulative.shape[1] - 1)
         cell = (at - k).clamp(min=0)
-        drawn = self._tail.pick(cell, (within * self._tail.counts.gather(1, cell)).long())
+        drawn = self._cells.pick(cell, (within * self._cells.counts.gather(1, cell)).long())
         if k:
             drawn = torch.where(at < k, self._head.gather(1, at.clamp(max=k - 1)), drawn)
         return torch.where((coin < self._floor) | rounded, below, drawn)
@@ -134,10 +138,10 @@ class HeadTailDistribution:
     def log_prob(self, ids: Tensor) -> Tensor:
         """See `ProposalDistribution.log_prob`."""
         ids = ids.contiguous()
-        cell = self._tail.cell_of(ids)
-        own = torch.where(cell < 0, 0.0, self._of_row.gather(1, cell.clamp(min=0)))
+        cell = self._cells.cell_of(ids)
+        own = torch.where(cell < 0, 0.0, self._of_row.gather(1, cell.clamp(min=0))).double()
         if self._head.shape[1]:
             at = torch.searchsorted(self._head, ids).clamp(max=self._head.shape[1] - 1)
-            own = torch.where(self._head.gather(1, at) == ids, self._of_head.gather(1, at), own)
+            own = own + torch.where(self._head.gather(1, at) == ids, self._excess.gather(1, at), 0.0)
         q = self._base + self._scale * own
         return torch.where(self._exclude.allowed(self._rows, ids), q.log(), -torch.inf)
