@@ -50,7 +50,7 @@ RULES: dict[str, tuple[type, str]] = {
 SEARCH: dict[str, tuple[type, str]] = {
     "dedupe": (str, "also leave out rows equal to, or near, a positive or a chosen negative: id, exact, near (id)"),
     "near": (float, "cosine from which rows are near (0.95)"),
-    "index": (str, "exact, auto, or a Faiss factory string; a snapshot's own by default"),
+    "index": (str, "exact, a Faiss factory string, or auto, what should be faster; a snapshot's own by default"),
     "query_batch": (int, "queries of a part"),
     "memory_budget": (str, "what the whole process may take, such as 2GB"),
 }

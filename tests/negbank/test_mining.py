@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from negbank import MiningResult, Snapshot, mine_hard_negatives
+from negbank.mining.expected import index_pays
 from negbank.mining.near import EXACT
 from negbank.mining.rules import draw
 
@@ -386,3 +387,17 @@ def test_shortlists_hold_what_is_allowed_and_nothing_else(embeddings, compiled, 
         np.testing.assert_allclose(scores[row, found], scores[row, best], atol=1e-6)
     none = mine_hard_negatives(queries[:1], corpus[:1500], [[]], groups=(ours[:1], labels[:1500]), num_negatives=4)
     assert len(none.ids) == 0
+
+
+def test_auto_builds_an_index_only_where_that_pays(embeddings, monkeypatch):
+    assert not index_pays(10**9, 100_000, half=True)
+    assert not index_pays(1000, 5_000_000, half=True)
+    assert index_pays(10**6, 5_000_000, half=True)
+    assert index_pays(200_000, 1_000_000, half=False)
+    queries, corpus = embeddings
+    result = mine_hard_negatives(queries, corpus, index="auto")
+    assert result.recall is None
+    same(result, mine_hard_negatives(queries, corpus))
+    monkeypatch.setattr("negbank.mining.mine.index_pays", lambda *_: True)
+    monkeypatch.setattr("negbank.index.faiss.EXACT_BELOW", {"cpu": 1000})
+    assert mine_hard_negatives(queries, corpus, index="auto").recall > 0.95
