@@ -42,20 +42,21 @@ class Shortlist:
         slack: (R,) float32, 2ε of each row.
         dtype: of the products, torch.bfloat16 or torch.float32.
         columns: how many columns there are in all.
+        most: columns that a row's shortlist has room for; `room` by default.
     """
 
     devices = ("cpu",)
     """Where shortlists are filled by tiles; on others, `shortlist` makes them at once."""
 
-    def __init__(self, k: int, slack: Tensor, dtype: torch.dtype, columns: int) -> None:
+    def __init__(self, k: int, slack: Tensor, dtype: torch.dtype, columns: int, most: int | None = None) -> None:
         self._k, self._slack = k, slack.numpy()
         self._bits = torch.int16 if dtype == torch.bfloat16 else torch.int32
         kind = np.dtype(np.int16 if dtype == torch.bfloat16 else np.int32)
         self._never = (1 << (8 * kind.itemsize - 1)) - 1
-        shape = len(slack), room(k, columns)
+        shape = len(slack), most or room(k, columns)
         self._gate = np.full(shape[0], -self._never - 1, kind)
         self._count = np.zeros(shape[0], np.int32)
-        self._full = np.full(shape[0], shape[1] - SPAN, np.int32)
+        self._full = np.full(shape[0], room(k, columns) - SPAN, np.int32)
         self._values, self._columns = np.empty(shape, kind), np.empty(shape, np.int32)
 
     def add(self, rows: slice, tile: Tensor, ids: np.ndarray, own: np.ndarray, mirror: slice | None = None) -> None:

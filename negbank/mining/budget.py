@@ -11,8 +11,7 @@ from typing import NamedTuple
 
 import torch
 
-from negbank.index.shortlist import room
-from negbank.mining.listed import TILE
+from negbank.mining.listed import TILE, room
 from negbank.mining.search import TOGETHER
 
 BLOCK_ROWS = 16_384

@@ -16,13 +16,18 @@ import torch
 from torch import Tensor
 
 from negbank.index.products import UNIT, UNIT_BFLOAT16, lengths, rounds_float32
-from negbank.index.shortlist import Shortlist, room, shortlist
+from negbank.index.shortlist import SPAN, Shortlist, shortlist
 from negbank.mining.forbidden import Forbidden
 
 LONGEST = 1 + 2.0**-6
 """m: a unit row, stored in float32 or less, and then rounded."""
 TILE = 1 << 20
 """Products of a tile, which is to stay in a core's cache."""
+
+
+def room(k: int, rows: int) -> int:
+    """Rows that a shortlist has room for: many are nearly equal where embeddings crowd around one direction."""
+    return min(4 * k + 512, rows + SPAN)
 
 
 class Listed:
@@ -44,7 +49,9 @@ class Listed:
         away = UNIT_BFLOAT16 if dtype == torch.bfloat16 else coarse
         slack = 2 * LONGEST * (lost + (away + 3 * UNIT * (queries.shape[1] + 16)) * kept)
         tiled = queries.device.type in Shortlist.devices
-        self._list: Shortlist | _Merged = Shortlist(k, slack, dtype, rows) if tiled else _Merged(k, slack, rows)
+        self._list: Shortlist | _Merged = (
+            Shortlist(k, slack, dtype, rows, room(k, rows)) if tiled else _Merged(k, slack, rows)
+        )
         self._columns = max(1024, TILE // len(queries) // 256 * 256) if tiled else rows
         self._nobody = np.full(len(queries), -1, np.int32)
 
