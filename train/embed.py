@@ -110,17 +110,25 @@ def fingerprint(model: Any) -> str | None:
     return digest.hexdigest()
 
 
+def imported(name: str, argument: str) -> Any:
+    """What "module:attribute" names; of "module:function()", what the function returns.
+
+    Raises:
+        ValueError: naming the argument, where there is no such module or attribute.
+    """
+    module, _, attribute = name.partition(":")
+    try:
+        found: Any = importlib.import_module(module)
+        for part in attribute.removesuffix("()").split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"{argument}={name}: {error}; expected module:callable, importable from here") from None
+    return found() if attribute.endswith("()") else found
+
+
 def _found(name: str) -> Any:
-    module, colon, attribute = name.partition(":")
-    if colon and not Path(name).exists():
-        make = attribute.endswith("()")
-        try:
-            found: Any = importlib.import_module(module)
-            for part in attribute.removesuffix("()").split("."):
-                found = getattr(found, part)
-        except (ImportError, AttributeError) as error:
-            raise ValueError(f"encoder={name}: {error}; expected module:callable, importable from here") from None
-        found = found() if make else found
+    if ":" in name and not Path(name).exists():
+        found = imported(name, "encoder")
         if not callable(found) and not hasattr(found, "encode"):
             raise ValueError(f"encoder={name}: a {type(found).__name__}; expected a callable or an object with encode")
         return found

@@ -50,7 +50,7 @@ RULES: dict[str, tuple[type, str]] = {
 SEARCH: dict[str, tuple[type, str]] = {
     "dedupe": (str, "also leave out rows equal to, or near, a positive or a chosen negative: id, exact, near (id)"),
     "near": (float, "cosine from which rows are near (0.95)"),
-    "index": (str, "exact, auto, or a Faiss factory string; a snapshot's own by default"),
+    "index": (str, "exact, a Faiss factory string, or auto, what should be faster; a snapshot's own by default"),
     "query_batch": (int, "queries of a part"),
     "memory_budget": (str, "what the whole process may take, such as 2GB"),
 }
@@ -75,6 +75,11 @@ def add_commands(commands: Any) -> None:
         "or a .json dict of lists; without it a query's positive is the corpus row of its own id",
     )  # fmt: skip
     inputs.add_argument("--exclude", type=Path, help="pairs of ids that must not be negatives, likewise")
+    inputs.add_argument(
+        "--groups", type=Path, nargs="+", metavar="LABELS",
+        help="labels; rows of one label are never negatives of each other: .npy (a negative integer is no group), or "
+        "a text file with one a line; a second file for the corpus where queries are not its rows",
+    )  # fmt: skip
     inputs.add_argument("--corpus-ids", type=Path, help="ids of corpus rows: .npy, or a text file with one a line")
     inputs.add_argument("--query-ids", type=Path, help="ids of queries")
     texts = mine.add_argument_group("texts")
@@ -94,7 +99,12 @@ def add_commands(commands: Any) -> None:
     texts.add_argument("--query-prompt", help="put before every query text")
     texts.add_argument("--batch-size", type=int, default=32, help="texts of a forward pass (32)")
     texts.add_argument("--cache", type=Path, help="where embeddings are kept by content (~/.cache/negbank)")
-    _add_rules(mine.add_argument_group("what may be a negative"), {**RULES, **SEARCH})
+    rules = mine.add_argument_group("what may be a negative")
+    _add_rules(rules, {**RULES, **SEARCH})
+    rules.add_argument(
+        "--rescore", metavar="MODULE:FUNCTION",
+        help="(query ids, corpus ids) to scores, such as of a cross-encoder, that replace those of the candidates",
+    )  # fmt: skip
     _add_outputs(mine.add_argument_group("output"))
     refilter = commands.add_parser(
         "refilter", help="other thresholds on a mining result, without a new search",
@@ -177,6 +187,8 @@ def _mine(options: argparse.Namespace) -> int:
             raise ValueError(f"export={options.export}: expected a path that ends in .jsonl or .parquet")
         inputs, lookup = _pairs(options) if options.pairs is not None else _tables(options)
         given = {name: getattr(options, name) for name in {**RULES, **SEARCH} if getattr(options, name) is not None}
+        if options.rescore is not None:
+            given["rescore"] = _rescore(options.rescore)
         first = alone or torch.distributed.get_rank() == 0
         result = mine_hard_negatives(**inputs, **given, out=options.out, progress=not options.quiet)
         if first:
@@ -224,6 +236,8 @@ def _pairs(options: argparse.Namespace) -> tuple[dict[str, Any], Any]:
         raise ValueError("--pairs needs --text ANCHOR POSITIVE, two columns, and --encoder")
     if options.queries is not None or options.positives is not None:
         raise ValueError("--pairs brings queries and positives; give no --queries and no --positives")
+    if options.groups is not None:
+        raise ValueError("--pairs numbers its texts itself; --groups labels the rows of --corpus and --queries")
     table = read_table(options.pairs)
     anchors, positives = ([str(v) for v in column(table, name, options.pairs)] for name in options.text)
     queries = list(dict.fromkeys(anchors))
@@ -269,11 +283,32 @@ def _tables(options: argparse.Namespace) -> tuple[dict[str, Any], Any]:
         path = getattr(options, name)
         if path is not None:
             inputs[name] = typed(read_positives(path), integers)
+    if options.groups is not None:
+        inputs["groups"] = _groups(options.groups)
     inputs |= {"corpus_ids": ids["corpus"]} | ({} if options.queries is None else {"query_ids": ids["queries"]})
     lookup = None
     if tables:
         lookup = (texts["corpus"] if options.queries is None else texts["queries"], texts["corpus"])
     return inputs, lookup
+
+
+def _groups(files: list[Path]) -> Any:
+    """Labels of the rows, or of queries and corpus."""
+    from train.tables import read_ids
+
+    if len(files) > 2:
+        raise ValueError(f"--groups: {len(files)} files; give the labels of the rows, or of queries and of the corpus")
+    labels = tuple(read_ids(file) for file in files)
+    return labels if len(labels) == 2 else labels[0]
+
+
+def _rescore(name: str) -> Any:
+    from train.embed import imported
+
+    found = imported(name, "rescore")
+    if not callable(found):
+        raise ValueError(f"rescore={name}: a {type(found).__name__}; expected (query ids, corpus ids) to scores")
+    return found
 
 
 def _texts(encoder: Any, side: str, path: Path, options: argparse.Namespace) -> tuple[Any, Any, Any]:

@@ -203,7 +203,7 @@ def exact_scores(vectors: Tensor, queries: Tensor, ids: Tensor) -> Tensor:
     return scores.masked_fill_(ids < 0, -torch.inf)
 
 
-@numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"})
+@numba.njit(cache=True, nogil=True, fastmath={"reassoc", "nsz"})
 def _scores(vectors: np.ndarray, queries: np.ndarray, ids: np.ndarray, scores: np.ndarray) -> None:
     """`exact_scores`. Not to be called from another compiled function: one machine code, one order of every sum."""
     for q in range(ids.shape[0]):

@@ -69,7 +69,7 @@ class Products:
             self.right = vectors if order is None else vectors[order]
             self.left = self.right if queries is None else queries
             longest = lengths(vectors).amax() if longest is None else longest
-            coarse = 2 * UNIT_BFLOAT16 + UNIT_BFLOAT16**2 if _rounds_float32(vectors.device) else 0.0
+            coarse = 2 * UNIT_BFLOAT16 + UNIT_BFLOAT16**2 if rounds_float32(vectors.device) else 0.0
             self.slack = 2 * (3 * gamma + coarse) * lengths(self.left) * longest
             return
         mean = vectors.mean(0)
@@ -111,7 +111,7 @@ def lengths(rows: Tensor) -> Tensor:
     return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float32) * (1 + 2.0**-12)
 
 
-def _rounds_float32(device: torch.device) -> bool:
+def rounds_float32(device: torch.device) -> bool:
     """Whether torch was told to multiply float32 at less than its precision (TF32, bfloat16)."""
     backend = torch.backends.cuda if device.type == "cuda" else torch.backends.mkldnn
     return backend.matmul.fp32_precision not in ("none", "ieee")

@@ -34,27 +34,29 @@ def room(k: int, columns: int) -> int:
 class Shortlist:
     """The shortlists of R rows, filled tile by tile, on the CPU.
 
-    Products are read as integers: of two numbers that are not negative the larger has the larger bits.
+    Products are read as integers: of two numbers that are not negative the larger has the larger bits. Those of −∞ are
+    passed over.
 
     Args:
         k: at most the columns that each row will be shown.
         slack: (R,) float32, 2ε of each row.
         dtype: of the products, torch.bfloat16 or torch.float32.
         columns: how many columns there are in all.
+        most: columns that a row's shortlist has room for; `room` by default.
     """
 
     devices = ("cpu",)
     """Where shortlists are filled by tiles; on others, `shortlist` makes them at once."""
 
-    def __init__(self, k: int, slack: Tensor, dtype: torch.dtype, columns: int) -> None:
+    def __init__(self, k: int, slack: Tensor, dtype: torch.dtype, columns: int, most: int | None = None) -> None:
         self._k, self._slack = k, slack.numpy()
         self._bits = torch.int16 if dtype == torch.bfloat16 else torch.int32
         kind = np.dtype(np.int16 if dtype == torch.bfloat16 else np.int32)
         self._never = (1 << (8 * kind.itemsize - 1)) - 1
-        shape = len(slack), room(k, columns)
+        shape = len(slack), most or room(k, columns)
         self._gate = np.full(shape[0], -self._never - 1, kind)
         self._count = np.zeros(shape[0], np.int32)
-        self._full = np.full(shape[0], shape[1] - SPAN, np.int32)
+        self._full = np.full(shape[0], room(k, columns) - SPAN, np.int32)
         self._values, self._columns = np.empty(shape, kind), np.empty(shape, np.int32)
 
     def add(self, rows: slice, tile: Tensor, ids: np.ndarray, own: np.ndarray, mirror: slice | None = None) -> None:
@@ -76,6 +78,19 @@ class Shortlist:
         ids = columns[:, :width].astype(np.int64)
         ids[np.arange(width) >= count[:, None]] = -1
         return torch.from_numpy(ids)
+
+    def products(self, rows: slice) -> np.ndarray:
+        """The products of the columns that `take` gave: (r, w) float32, padded with −∞."""
+        count, values = self._count[rows], self._values[rows]
+        kept = values[:, : int(count.max(initial=self._k))]
+        bits = torch.from_numpy(np.where(kept < 0, kept ^ self._never, kept))
+        products = bits.view(torch.bfloat16 if self._bits == torch.int16 else torch.float32).to(torch.float32).numpy()
+        products[np.arange(kept.shape[1]) >= count[:, None]] = -np.inf
+        return products
+
+    def given_up(self, rows: slice) -> np.ndarray:
+        """For which rows (r,) bool there was no room."""
+        return np.asarray(self._gate[rows] == self._never)
 
     def _of(self, rows: slice) -> tuple[np.ndarray, ...]:
         """gate: what a product must not be less than; count: of columns held; full: when to raise the gate."""
@@ -104,7 +119,10 @@ def _add(
     other_columns: np.ndarray,
 ) -> None:
     width, hits, passed = len(ids), np.empty(SPAN, np.int32), np.empty(-(-len(ids) // SPAN), np.int8)
+    flags = np.zeros(SPAN, np.int8)
+    words = flags.view(np.int64)
     sign, highest = 8 * tile.itemsize - 1, np.iinfo(tile.dtype).max
+    nothing = -128 if tile.itemsize == 2 else -(128 << 16)  # −∞, which bits put first among the negative numbers
     for r in range(len(own)):
         row = tile[r, :width]
         if count[r] == 0 and width > k:
@@ -118,14 +136,18 @@ def _add(
             if passed[span] & 1:
                 if count[r] > full[r]:
                     _shrink(r, k, k // 16, gate, slack, count, full, values, columns)
-                limit, number, held = gate[r], 0, count[r]
+                limit, held = gate[r], count[r]
                 for c in range(len(some)):
-                    hits[number] = c
-                    number += (some[c] >= limit) & (ids[at + c] != own[r])
-                for c in hits[:number]:
-                    values[r, held] = some[c] ^ ((some[c] >> sign) & highest)
-                    columns[r, held] = ids[at + c]
-                    held += 1
+                    flags[c] = some[c] >= limit
+                flags[len(some) :] = 0
+                for word in range(len(words)):
+                    if words[word] == 0:
+                        continue
+                    for c in range(8 * word, 8 * word + 8):
+                        if flags[c] and ids[at + c] != own[r] and some[c] != nothing:
+                            values[r, held] = some[c] ^ ((some[c] >> sign) & highest)
+                            columns[r, held] = ids[at + c]
+                            held += 1
                 count[r] = held
             if passed[span] & 2:
                 number = 0

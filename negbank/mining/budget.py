@@ -11,15 +11,16 @@ from typing import NamedTuple
 
 import torch
 
-from negbank.mining.search import PASS_QUERIES
+from negbank.mining.listed import TILE, room
+from negbank.mining.search import TOGETHER
 
 BLOCK_ROWS = 16_384
 PART_QUERIES = 8192
 SMALLEST = 256
 SLACK = 1.5
 """Allocators keep what they freed; estimates are multiplied by this."""
-LIBRARIES = 64 << 20
-"""What kernels and libraries take at their first use."""
+LIBRARIES = 96 << 20
+"""What kernels and libraries take at their first use; those of compiled loops most of it."""
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -69,7 +70,7 @@ def plan(
         return Plan(part, block, 1 << 30)
     held = resident_bytes()
     while True:
-        need = LIBRARIES + kept + SLACK * _bytes(part, block, dim, depth, near)
+        need = LIBRARIES + kept + SLACK * _bytes(part, block, rows, dim, depth, near)
         if held + need <= budget:
             return Plan(part, block, max(0, int((budget - held - need) / SLACK)))
         if part > SMALLEST and (query_batch is None or block <= SMALLEST):
@@ -85,12 +86,12 @@ def plan(
             block = max(SMALLEST, block // 2)
 
 
-def _bytes(part: int, block: int, dim: int, depth: int, near: bool) -> int:
+def _bytes(part: int, block: int, rows: int, dim: int, depth: int, near: bool) -> int:
     """An upper estimate of what a part allocates at its peak."""
-    wide = 2 * depth + 64
+    wide = room(min(depth, rows), rows)
     reading = block * dim * (8 + 4 + 4 + 2)
-    scoring = torch.get_num_threads() * min(PASS_QUERIES, part) * (block * 5 + wide * 64)
-    kept = part * (wide * 8 * 4 + depth * 12 * 4 + dim * 12)
+    scoring = torch.get_num_threads() * (TILE * 8 + min(TOGETHER, part) * wide * 48)
+    kept = part * (wide * 8 + depth * 12 * 4 + dim * 12)
     pairs = min(part, 256) * depth * (dim * 8 + depth * 8) if near else 0
     return reading + scoring + kept + pairs
 

@@ -47,23 +47,16 @@ class Forbidden:
         listed = int((self._indptr[queries + 1] - self._indptr[queries]).max(initial=0))
         return listed + (0 if self._sizes is None else int(self._sizes[queries].max(initial=0)))
 
-    def mask_(self, scores: Tensor, queries: np.ndarray, row: int) -> None:
-        """Set scores (b, s) of queries (b,) and corpus rows row.. to −∞ where forbidden."""
-        width = scores.shape[1]
-        start, stop = self._indptr[queries], self._indptr[queries + 1]
-        sizes = stop - start
-        anchors = np.repeat(np.arange(len(queries)), sizes)
-        place = np.arange(len(anchors)) + np.repeat(start - (np.cumsum(sizes) - sizes), sizes)
-        positions = self._keys[place] % self._rows
-        inside = (positions >= row) & (positions < row + width)
-        if inside.any():
-            at = torch.from_numpy(np.stack((anchors[inside], positions[inside] - row))).to(scores.device)
-            scores[at[0], at[1]] = -torch.inf
-        if self._query_groups is not None and self._corpus_groups is not None:
-            ours = torch.from_numpy(self._query_groups[queries]).to(scores.device)
-            theirs = torch.from_numpy(self._corpus_groups[row : row + width]).to(scores.device)
-            same = (ours[:, None] == theirs) & (ours != NO_GROUP)[:, None]
-            scores[:, : len(theirs)].masked_fill_(same, -torch.inf)
+    def mask(self, queries: np.ndarray) -> Mask:
+        """What is forbidden to queries (b,), to be looked up by runs of rows."""
+        indptr = np.concatenate(([0], np.cumsum(self._indptr[queries + 1] - self._indptr[queries])))
+        place = np.arange(indptr[-1]) + np.repeat(self._indptr[queries] - indptr[:-1], np.diff(indptr))
+        return Mask(
+            np.repeat(np.arange(len(queries)), np.diff(indptr)),
+            self._keys[place] % self._rows,
+            None if self._query_groups is None else self._query_groups[queries],
+            self._corpus_groups,
+        )
 
     def allowed(self, queries: np.ndarray, positions: np.ndarray) -> np.ndarray:
         """Whether positions (b, n) lie in D_i of queries (b,): (b, n) bool; −1 never does."""
@@ -75,6 +68,28 @@ class Forbidden:
             ours = self._query_groups[queries][:, None]
             free &= (ours == NO_GROUP) | (self._corpus_groups[positions] != ours)
         return free
+
+
+class Mask:
+    """Pairs (query 0..b−1, position) that are forbidden, and labels of the queries and of all rows, or None."""
+
+    def __init__(
+        self, queries: np.ndarray, positions: np.ndarray, ours: np.ndarray | None, theirs: np.ndarray | None
+    ) -> None:
+        order = np.argsort(positions)
+        self._queries, self._positions, self._ours, self._theirs = queries[order], positions[order], ours, theirs
+
+    def __call__(self, products: Tensor, row: int) -> None:
+        """Set products (b, s) with corpus rows row.. to −∞ where forbidden."""
+        stop = row + products.shape[1]
+        some = slice(*np.searchsorted(self._positions, (row, stop)).tolist())
+        if some.start < some.stop:
+            at = torch.from_numpy(np.stack((self._queries[some], self._positions[some] - row))).to(products.device)
+            products[at[0], at[1]] = -torch.inf
+        if self._ours is not None and self._theirs is not None:
+            ours = torch.from_numpy(self._ours).to(products.device)[:, None]
+            theirs = torch.from_numpy(self._theirs[row:stop]).to(products.device)
+            products.masked_fill_((ours == theirs) & (ours != NO_GROUP), -torch.inf)
 
 
 def read_groups(

@@ -21,6 +21,7 @@ from negbank.index import FaissIndex, Index
 from negbank.mining import parts
 from negbank.mining.budget import parse_size, plan
 from negbank.mining.candidates import RUN
+from negbank.mining.expected import index_pays
 from negbank.mining.inputs import Work, check_inputs, open_inputs
 from negbank.mining.miner import Miner, Rescore, sample_of
 from negbank.mining.near import bound_of
@@ -28,6 +29,7 @@ from negbank.mining.positives import Positives
 from negbank.mining.result import MiningResult, assembled
 from negbank.mining.rows import Source
 from negbank.mining.rules import Rules
+from negbank.mining.search import half_is_fast
 from negbank.snapshot import Snapshot
 
 TARGET_RECALL = 0.99
@@ -97,8 +99,8 @@ def mine_hard_negatives(
             candidates and positives, before ranks, filters and choice.
         exact: score candidates again in float32 from the rows. False keeps the scores of the first pass: a little
             faster, but off by up to 0.01 where that is bfloat16, and then not the same for every batch.
-        index: None: exact search, or the snapshot's own index; "exact"; or "auto" or a Faiss factory string: an index
-            is built in memory, tuned to a recall of 0.99, and measured.
+        index: None: exact search, or the snapshot's own index; "exact"; a Faiss factory string: an index is built in
+            memory, tuned to a recall of 0.99, and measured; or "auto": the one of these that is expected to be faster.
         shortfall: for rows that find fewer: "short" keeps them, "drop" empties them, "pad_random" fills them with
             random rows that pass all filters but ranks and min_score, "error" raises.
         query_ids, corpus_ids: distinct integers or strings; 0..Q−1 and 0..N−1 by default.
@@ -196,6 +198,9 @@ def _build_index(index: str | None, work: Work, depth: int, seed: int) -> Index 
     corpus, forbidden = work.corpus, work.forbidden.most(np.arange(len(work.query_ids)))
     if len(corpus) < 2:
         raise ValueError(f"index={index!r}: a corpus of {len(corpus)} row(s) needs no index; use 'exact'")
+    cpu = corpus.device.type == "cpu"
+    if index == "auto" and cpu and not index_pays(len(work.query_ids), len(corpus), half_is_fast()):
+        return None
     corpus.settle(len(corpus) * corpus.dim * 4)
     built = FaissIndex(
         corpus.block(0, len(corpus)), factory=str(index), target_recall=TARGET_RECALL, recall_at=depth, seed=seed

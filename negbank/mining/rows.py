@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import mmap
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,9 @@ class Rows:
         name: of the argument, for errors.
         unit: the rows have length 1 already (a snapshot's) and are taken as they are.
 
+    Attributes:
+        resident: all unit rows (N, D) float32, where they are kept in memory.
+
     Raises:
         ValueError: for a source of another kind, a dtype that is not floating point, shards whose width differs, a
             file that is no `.npy` or is truncated, or no rows.
@@ -51,7 +55,7 @@ class Rows:
             raise ValueError(f"{name}: shape {(len(self), self.dim)}; there is nothing to mine from")
         first = self._parts[0]
         self.device = first.device if isinstance(first, Tensor) else torch.device("cpu")
-        self._resident: Tensor | None = first if unit and len(self._parts) == 1 and isinstance(first, Tensor) else None
+        self.resident: Tensor | None = first if unit and len(self._parts) == 1 and isinstance(first, Tensor) else None
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -87,17 +91,17 @@ class Rows:
 
     def settle(self, limit: int) -> None:
         """Keep all unit rows in memory, if that takes at most `limit` bytes."""
-        if self._resident is None and len(self) * self.dim * 4 <= limit:
+        if self.resident is None and len(self) * self.dim * 4 <= limit:
             unit = torch.empty(len(self), self.dim, device=self.device)
             for start, rows in self.blocks(CHECKED):
                 unit[start : start + len(rows)] = rows
-            self._resident = unit
+            self.resident = unit
 
     def blocks(self, size: int) -> Iterator[tuple[int, Tensor]]:
         """(position of the first row, unit rows) of blocks of at most `size` rows, in order."""
-        if self._resident is not None:
+        if self.resident is not None:
             for start in range(0, len(self), size):
-                yield start, self._resident[start : start + size]
+                yield start, self.resident[start : start + size]
             return
         for start, part in self._pieces(size):
             yield start, self._as_unit(_tensor(part))
@@ -105,14 +109,14 @@ class Rows:
 
     def block(self, start: int, stop: int) -> Tensor:
         """Unit rows start..stop−1: (stop − start, D)."""
-        if self._resident is not None:
-            return self._resident[start:stop]
+        if self.resident is not None:
+            return self.resident[start:stop]
         return self.take(torch.arange(start, min(stop, len(self))))
 
     def take(self, positions: Tensor) -> Tensor:
         """Unit rows at positions (...): (..., D)."""
-        if self._resident is not None:
-            return self._resident[positions.to(self.device)]
+        if self.resident is not None:
+            return self.resident[positions.to(self.device)]
         flat = positions.flatten().cpu()
         if len(self._parts) == 1:
             return self._as_unit(self._gather(0, flat)).view(*positions.shape, self.dim)
@@ -127,6 +131,8 @@ class Rows:
         part = self._parts[number]
         if isinstance(part, Tensor):
             return part[local.to(part.device)].to(self.device)
+        if isinstance(part, np.memmap) and isinstance(part.base, mmap.mmap) and part.flags.c_contiguous:
+            return _tensor(_read(part, local.tolist()))
         rows = _tensor(np.take(part, local.numpy(), axis=0))
         _release(part)
         return rows
@@ -181,6 +187,14 @@ def _mapped(path: Path, name: str) -> np.ndarray:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
         raise ValueError(f"{name}={path}: no complete .npy file ({error}); write this shard again") from None
+
+
+def _read(part: np.memmap, positions: list[int]) -> np.ndarray:
+    """Rows of a mapped file, read from the file: through the mapping each would bring its surroundings with it."""
+    size = part.shape[1] * part.dtype.itemsize
+    with open(str(part.filename), "rb") as file:
+        raw = b"".join(os.pread(file.fileno(), size, part.offset + i * size) for i in positions)
+    return np.frombuffer(bytearray(raw), part.dtype).reshape(-1, part.shape[1])
 
 
 def _release(part: np.ndarray | Tensor) -> None:

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from negbank import MiningResult, Snapshot, mine_hard_negatives
+from negbank.mining.expected import index_pays
 from negbank.mining.near import EXACT
 from negbank.mining.rules import draw
 
@@ -359,3 +360,44 @@ def test_saved_and_loaded_whole(embeddings, tmp_path):
     same(loaded.refilter(max_score=0.5, seed=3), result.refilter(max_score=0.5, seed=3))
     with pytest.raises(FileExistsError, match="save under another name"):
         result.save(tmp_path / "r")
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("half", [True, False])
+def test_shortlists_hold_what_is_allowed_and_nothing_else(embeddings, compiled, half, monkeypatch):
+    """Whole blocks forbidden, few rows allowed, none, negative scores only; compiled, and as on other devices."""
+    monkeypatch.setattr("negbank.mining.search.half_is_fast", lambda: half and compiled)
+    if not compiled:
+        monkeypatch.setattr("negbank.index.shortlist.Shortlist.devices", ())
+    _, corpus = embeddings
+    corpus = corpus - np.float32(3)  # around one direction: all scores are alike
+    labels = np.repeat([0, 1, 2], [1500, 1490, 10])
+    ours = np.array([0, 0, 1, 2, -1, 1])
+    queries = corpus[[0, 1, 1600, 2995, 5, 1700]] * np.array([[1], [-1], [1], [-1], [-1], [1]], dtype=np.float32)
+    excluded = [(5, i) for i in range(3000) if labels[i] != 1 and i % 1000]
+    positives = [[] for _ in queries]
+    arguments = {"groups": (ours, labels), "exclude": excluded, "num_negatives": 40}
+    result = mine_hard_negatives(queries, corpus, positives, **arguments)
+    scores = (unit(queries)[:, None] * unit(corpus)[None]).sum(-1).numpy()
+    for row in range(6):
+        allowed = [i for i in range(3000) if labels[i] != ours[row] and (row < 5 or labels[i] == 1 or i % 1000 == 0)]
+        best = sorted(allowed, key=lambda i: -scores[row, i])[:40]
+        found = result[row][0].tolist()
+        assert len(found) == len(best)
+        np.testing.assert_allclose(scores[row, found], scores[row, best], atol=1e-6)
+    none = mine_hard_negatives(queries[:1], corpus[:1500], [[]], groups=(ours[:1], labels[:1500]), num_negatives=4)
+    assert len(none.ids) == 0
+
+
+def test_auto_builds_an_index_only_where_that_pays(embeddings, monkeypatch):
+    assert not index_pays(10**9, 100_000, half=True)
+    assert not index_pays(1000, 5_000_000, half=True)
+    assert index_pays(10**6, 5_000_000, half=True)
+    assert index_pays(200_000, 1_000_000, half=False)
+    queries, corpus = embeddings
+    result = mine_hard_negatives(queries, corpus, index="auto")
+    assert result.recall is None
+    same(result, mine_hard_negatives(queries, corpus))
+    monkeypatch.setattr("negbank.mining.mine.index_pays", lambda *_: True)
+    monkeypatch.setattr("negbank.index.faiss.EXACT_BELOW", {"cpu": 1000})
+    assert mine_hard_negatives(queries, corpus, index="auto").recall > 0.95

@@ -183,6 +183,27 @@ def test_a_callable_has_no_weights_to_tell_it_by_and_is_not_cached(tmp_path, cap
     assert np.array_equal(MiningResult.load(tmp_path / "a").ids, MiningResult.load(tmp_path / "b").ids)
 
 
+def test_groups_and_rescore(arrays, tmp_path, capsys, encoder):
+    corpus, queries = arrays
+    (tmp_path / "toy_scores.py").write_text("def score(q, c):\n    return -((q * 7 + c * 13) % 101) / 101.0\n")
+    from toy_scores import score
+
+    labels = np.arange(200) % 3 - 1
+    np.save(tmp_path / "labels.npy", labels)
+    (tmp_path / "corpus.txt").write_text("".join(f"{name}\n" for name in labels))
+    (tmp_path / "queries.txt").write_text("".join(f"{name}\n" for name in labels[:40]))
+    common = ["mine", "--corpus", tmp_path / "corpus.npy", "--quiet", "--out"]
+    code, _, _ = run(capsys, *common, tmp_path / "within", "--groups", tmp_path / "labels.npy")
+    assert code == 0
+    found = MiningResult.load(tmp_path / "within")
+    assert np.array_equal(found.ids, mine_hard_negatives(None, corpus, groups=labels).ids)
+    asked = [*common, tmp_path / "asked", "--queries", tmp_path / "queries.npy", "--rescore", "toy_scores:score"]
+    code, _, _ = run(capsys, *asked, "--groups", tmp_path / "queries.txt", tmp_path / "corpus.txt")
+    assert code == 0
+    expected = mine_hard_negatives(queries, corpus, groups=(labels[:40] + 1, labels + 1), rescore=score)
+    assert np.array_equal(MiningResult.load(tmp_path / "asked").ids, expected.ids)
+
+
 def test_index_build_and_info(arrays, tmp_path, capsys, encoder):
     code, told, _ = run(
         capsys, "index", "build", "--vectors", tmp_path / "corpus.npy", "--out", tmp_path / "s",
@@ -228,6 +249,21 @@ def test_index_build_and_info(arrays, tmp_path, capsys, encoder):
             "encoder=no_such",
         ),
         (["refilter", "nowhere", "--out", "m"], 1, "is this a mining result"),
+        (["mine", "--corpus", "C", "--out", "m", "--groups", "none.npy"], 2, "none.npy: no such file"),
+        (["mine", "--corpus", "C", "--out", "m", "--groups", "P", "P", "P"], 2, "--groups: 3 files"),
+        (["mine", "--corpus", "C", "--out", "m", "--groups", "P"], 2, "groups: labels of shapes"),
+        (["mine", "--corpus", "C", "--queries", "Q", "--out", "m", "--groups", "P"], 2, "groups: queries are not"),
+        (
+            ["mine", "--pairs", "T", "--text", "a", "b", "--encoder", "E", "--out", "m", "--groups", "P"],
+            2,
+            "--pairs numbers its texts",
+        ),
+        (["mine", "--corpus", "C", "--out", "m", "--rescore", "no_such:thing"], 2, "rescore=no_such:thing"),
+        (
+            ["mine", "--corpus", "C", "--out", "m", "--rescore", "toy_encoder:WORDS"],
+            2,
+            "rescore=toy_encoder:WORDS: a list",
+        ),
     ],
 )
 def test_bad_input_ends_with_one_message(arrays, tmp_path, capsys, encoder, arguments, code, message, monkeypatch):
