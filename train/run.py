@@ -167,7 +167,7 @@ class _Run:
                 step = trainer.step_number
                 bar.update()
                 if step % options.log_every == 0 or step == total:
-                    self._log(report.STEP, metrics)
+                    self._log(report.STEP, {**metrics, "encodings": self._encodings()})
                     self._board.add_scalar("speed/steps_per_second", bar.format_dict["rate"] or 0.0, step)
                     bar.set_postfix(_postfix(metrics), refresh=False)
                 self._ablate()

@@ -141,11 +141,18 @@ def test_an_override_changes_a_method(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("steps", "reference", "encodings", "expected"),
-    [(1500, 64, 64, 1500), (1500, 64, 128, 750), (1000, 64, 96, 667), (3, 1, 100, 1), (10, 3, 2, 15)],
+    ("curve", "budget", "expected"),
+    [
+        ([(1500, 6400)], 6400, 1500),
+        ([(750, 6400), (1500, 12800)], 6400, 750),
+        ([(1000, 9600)], 6400, 667),
+        ([(3, 100)], 1, 1),
+        ([(10, 20)], 30, 15),
+        ([(100, 100), (200, 400)], 250, 150),  # the rate rises
+    ],
 )
-def test_steps_of_equal_encodings(steps, reference, encodings, expected):
-    assert equal_steps(steps, reference, encodings) == expected
+def test_steps_of_equal_encodings(curve, budget, expected):
+    assert equal_steps([(0, 0), *curve], budget) == expected
 
 
 def test_cells_and_their_folders(tmp_path):
@@ -158,7 +165,7 @@ def test_cells_and_their_folders(tmp_path):
     assert [(c.method, c.seed, c.lr) for c in steps] == [(m, s, rates[m]) for s in (3, 1) for m in METHODS]
     assert str(steps[1].folder) == f"{tmp_path}/moco/steps/lr0.01/seed3"
     assert (steps[1].config.optim.lr, steps[1].config.run.seed, steps[1].config.run.steps) == (0.01, 3, 6)
-    equal = cells.encodings(rates, {"simclr": 50, "moco": 100})
+    equal = cells.encodings(rates, {"simclr": [(0, 0), (6, 50)], "moco": [(0, 0), (6, 100)]})
     assert [(c.method, c.config.run.steps) for c in equal] == [("simclr", 12), ("moco", 6)] * 2
     assert equal[1].folder == steps[1].folder
     assert str(equal[0].folder) == f"{tmp_path}/simclr/encodings/lr0.1/seed3"

@@ -1,8 +1,8 @@
 """The cells of a comparison, each an ordinary run, and the two budgets that make them comparable.
 
     steps        all methods take base.run.steps optimiser steps
-    encodings    all methods make as many encoder forward passes as the reference does in its equal steps:
-                 steps = round(base.run.steps · reference's encodings / method's encodings)
+    encodings    all methods make as many encoder forward passes as the reference does in its equal steps: the step at
+                 which the method had made so many in its equal-steps run
 
 Encodings are forward passes of single images in training, with or without gradient: two views a row, drawn rows, the
 keys of a momentum encoder, rows of a cache, and what refreshes of the bank encode. Evaluation is not among them. A
@@ -12,12 +12,16 @@ method's are measured in its first equal-steps run, which is the tuning run of i
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from train.options import Comparison, Config
 
+Curve = Sequence[tuple[int, int]]
+"""Steps taken and encodings made by then, both rising, from (0, 0) to the end of a run."""
 STEPS, ENCODINGS, TUNING = "steps", "encodings", "tuning"
 """Budgets. Tuning runs have the one of equal steps, and a seed of their own."""
 
@@ -68,18 +72,18 @@ class Cells:
             if method in rates
         ]
 
-    def encodings(self, rates: Mapping[str, float], measured: Mapping[str, int]) -> list[Cell]:
+    def encodings(self, rates: Mapping[str, float], measured: Mapping[str, Curve]) -> list[Cell]:
         """The same at as many encodings as the reference; the run of equal steps itself where that is as many steps.
 
         Args:
             rates: learning rate of each method.
-            measured: encodings of each method in base.run.steps steps; a method without is left out.
+            measured: encodings of each method over base.run.steps steps; a method without is left out.
         """
-        cells = []
+        cells, budget = [], measured[self.reference][-1][1]
         for steps_cell in self.steps(rates):
             if steps_cell.method in measured:
                 total = steps_cell.config.run.steps or 0
-                steps = equal_steps(total, measured[self.reference], measured[steps_cell.method])
+                steps = equal_steps(measured[steps_cell.method], budget)
                 same = steps_cell._replace(budget=ENCODINGS)
                 cells.append(same if steps == total else self._cell(*same[:4], steps=steps))
         return cells
@@ -94,6 +98,12 @@ class Cells:
         return Cell(method, budget, lr, seed, config)
 
 
-def equal_steps(steps: int, reference: int, encodings: int) -> int:
-    """The steps in which a method that makes `encodings` in `steps` makes `reference`, at least one."""
-    return max(1, round(steps * reference / encodings))
+def equal_steps(curve: Curve, budget: int) -> int:
+    """The steps in which a method makes `budget` encodings, at least one; beyond the curve's end at its mean rate.
+
+    The rate may rise: a chain without a state has none to encode.
+    """
+    last, made = curve[-1]
+    if budget >= made:
+        return max(1, round(last * budget / made))
+    return max(1, round(float(np.interp(budget, [m for _, m in curve], [s for s, _ in curve]))))

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from train import report
-from train.compare.cells import STEPS, TUNING, Cell
+from train.compare.cells import STEPS, TUNING, Cell, Curve
 from train.compare.processes import diverged, finished
 from train.run import METRICS
 
@@ -67,6 +67,12 @@ def evaluations(cell: Cell) -> list[Row]:
     whole = finished(cell) and diverged(cell) is None
     logged = report.read_metrics(cell.folder / METRICS) if whole else []
     return [row for row in logged if row["event"] == report.EVALUATION and "knn_accuracy" in row]
+
+
+def curve(cell: Cell) -> Curve:
+    """Encodings by step of a finished run that did not diverge."""
+    logged = [row for row in report.read_metrics(cell.folder / METRICS) if row["event"] == report.STEP]
+    return [(0, 0), *((row["step"], row["encodings"]) for row in logged)]
 
 
 def gradients(cells: Sequence[Cell]) -> list[Row]:

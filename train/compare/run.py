@@ -14,10 +14,10 @@ import yaml
 from train.ablation.average import write_csv
 from train.ablation.store import replace
 from train.compare import report
-from train.compare.cells import ENCODINGS, STEPS, Cell, Cells
+from train.compare.cells import ENCODINGS, STEPS, Cell, Cells, Curve
 from train.compare.figures import draw_accuracy
-from train.compare.processes import CompareError, execute, finished, prepare
-from train.compare.results import gradients, rows, summarise
+from train.compare.processes import CompareError, diverged, execute, finished, prepare
+from train.compare.results import curve, gradients, rows, summarise
 from train.config import method_configs, to_dict
 from train.options import Comparison
 
@@ -80,10 +80,10 @@ class _Work:
             print(f"{method}: lr {rates[method]:g} of {', '.join(f'{lr:g}' for lr in self.comparison.lr)}", flush=True)
         return rates
 
-    def _measure(self, cells: Sequence[Cell]) -> Mapping[str, int]:
-        """Encodings of each method in base.run.steps steps, of the methods whose run did not diverge."""
+    def _measure(self, cells: Sequence[Cell]) -> Mapping[str, Curve]:
+        """Encodings of each method over base.run.steps steps, of the methods whose run did not diverge."""
         self._complete([cell for cell in cells if not finished(cell)], report=False)
-        measured = {row["method"]: row["encodings"] for row in rows(cells) if not row["diverged"]}
+        measured = {cell.method: curve(cell) for cell in cells if diverged(cell) is None}
         if self.plan.reference not in measured:
             raise CompareError(f"{self.plan.reference}: the reference diverged; lower lr, or name another reference")
         return measured
