@@ -100,11 +100,11 @@ def test_ctrl_c_and_kill_leave_whole_parts_only(embeddings, tmp_path):
         process = subprocess.Popen(
             [sys.executable, script, "0.4"], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True, cwd=tmp_path
         )
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240
         while len(list((tmp_path / "r" / "parts").glob("*.npz"))) == before and time.monotonic() < deadline:
             time.sleep(0.02)
         process.send_signal(stop)
-        _, told = process.communicate(timeout=60)
+        _, told = process.communicate(timeout=240)
         assert process.returncode != 0
         assert stop == signal.SIGKILL or "KeyboardInterrupt" in told
         assert before < len(list((tmp_path / "r" / "parts").glob("*.npz"))) < 10
@@ -131,7 +131,7 @@ def test_two_processes_give_the_result_of_one(embeddings, tmp_path, streamed):
         """)
     )
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", script]
-    subprocess.run(command, env=ENVIRONMENT, check=True, cwd=tmp_path, timeout=120)
+    subprocess.run(command, env=ENVIRONMENT, check=True, cwd=tmp_path, timeout=400)
     one = mine_hard_negatives(queries, corpus, **ARGUMENTS)
     for rank in range(2):
         same(MiningResult.load(tmp_path / f"rank{rank}"), one)
@@ -154,7 +154,7 @@ def test_a_process_that_fails_fails_all(embeddings, tmp_path):
         """)
     )
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", script]
-    subprocess.run(command, env=ENVIRONMENT, check=True, cwd=tmp_path, timeout=120)
+    subprocess.run(command, env=ENVIRONMENT, check=True, cwd=tmp_path, timeout=400)
     assert all("holds other files" in (tmp_path / f"told{rank}").read_text() for rank in range(2))
 
 
