@@ -50,7 +50,7 @@ def main() -> None:
         methods[name] = assembly = build(config, splits=splits)
         for _ in range(len(assembly.trainer.batches)):  # until the bank holds every row, and every chain has a state
             assembly.trainer.step()
-        assembly.trainer.step_number += config.refresh.every  # a refresh is due
+        assembly.trainer.descent.step_number += config.refresh.every  # a refresh is due
         assembly.trainer.refresh()
         refreshes[name] = 1000 * assembly.trainer.seconds["refresh"] / config.refresh.every
     gc.disable()
