@@ -15,9 +15,9 @@ from pathlib import Path
 
 from train.build import build
 from train.config import load
+from train.trainer import PHASES
 
 WARM_UP = 130
-PHASES = ("data", "draw", "forward", "negatives", "backward", "optimiser", "bank", "refresh")
 
 
 def measure(path: Path, steps: int, overrides: list[str]) -> dict[str, float]:

@@ -134,6 +134,12 @@ class Snapshot:
             return self.index.cells
         return kmeans_cells(self.vectors, self.rows, max(1, round(1.5 * math.sqrt(len(self.index)))))
 
+    @property
+    def written(self) -> Tensor:
+        """(N,) bool: which rows the bank holds, and the index knows."""
+        every = torch.ones(len(self), dtype=torch.bool, device=self.vectors.device)
+        return every if self.rows is None else torch.zeros_like(every).index_fill_(0, self.rows, True)
+
     def graph(self, k: int) -> Graph:
         """`Index.graph` of the indexed rows, found once: fewer neighbours are cut from more, whose report it keeps.
 
@@ -170,7 +176,7 @@ class Snapshot:
             "shape": list(self.vectors.shape),
             "dtype": "float32",
             "index": self.index.report.factory,
-            "sha256": {file.name: _sha256(file) for file in sorted(draft.iterdir())},
+            "sha256": {file.name: checksum(file) for file in sorted(draft.iterdir())},
         }
         (draft / MANIFEST).write_text(json.dumps(manifest, indent=1))
         for file in (*draft.iterdir(), draft):
@@ -232,7 +238,8 @@ def _unit_copy(vectors: Tensor | np.ndarray, name: str) -> Tensor:
     return unit_rows(tensor).contiguous().clone()
 
 
-def _sha256(path: Path) -> str:
+def checksum(path: Path) -> str:
+    """SHA-256 of a file."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
@@ -262,6 +269,6 @@ def _checked_manifest(folder: Path) -> dict[str, Any]:
     for name, digest in manifest["sha256"].items():
         if not (folder / name).is_file():
             raise DamagedSnapshotError(f"{folder / name}: missing; {remedy}")
-        if _sha256(folder / name) != digest:
+        if checksum(folder / name) != digest:
             raise DamagedSnapshotError(f"{folder / name}: its checksum differs from the manifest; {remedy}")
     return manifest

@@ -34,6 +34,20 @@ def clustered(rows: int, dim: int = 16, clusters: int = 20, spread: float = 0.5,
     return torch.nn.functional.normalize(centres[own] + spread * noise, dim=1)
 
 
+@pytest.fixture(name="steps")
+def steps_fixture():
+    """The metrics of so many steps of a trainer, each after a look at what is to be refreshed."""
+
+    def steps(trainer, count: int) -> list[dict[str, float]]:
+        found = []
+        for _ in range(count):
+            trainer.refresh()
+            found.append(trainer.step())
+        return found
+
+    return steps
+
+
 @pytest.fixture(name="clustered")
 def clustered_fixture():
     return clustered

@@ -24,6 +24,13 @@ class CheckpointError(RuntimeError):
     """A checkpoint that cannot be read, or belongs to another run."""
 
 
+def replace(path: Path, text: str) -> None:
+    """Write a file so that it is there whole or as it was."""
+    draft = path.with_name(path.name + ".tmp")
+    draft.write_text(text, encoding="utf-8")
+    draft.rename(path)
+
+
 def save(folder: Path, state: dict[str, Any], snapshot: Snapshot | None) -> Path:
     """Add the checkpoint of `state["trainer"]["step"]` to `folder` and drop all but the newest `KEEP`.
 

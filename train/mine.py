@@ -376,11 +376,11 @@ def _info(options: argparse.Namespace) -> int:
     path = options.folder / "manifest.json"
     if not path.is_file():
         raise FileNotFoundError(f"{options.folder}: no manifest.json; expected a saved snapshot or mining result")
-    if "rules" in json.loads(path.read_text()) or "run" in json.loads(path.read_text()):
+    manifest = json.loads(path.read_text())
+    if "rules" in manifest or "run" in manifest:
         print(MiningResult.load(options.folder).summary())
         return 0
     snapshot = Snapshot.load(options.folder)
-    manifest = json.loads(path.read_text())
     print(snapshot.index.report)
     written = len(snapshot) if snapshot.rows is None else len(snapshot.rows)
     print(f"format {manifest['format']}, shape {manifest['shape']}, {manifest['dtype']}, {written} rows indexed")

@@ -70,8 +70,13 @@ def draw_summary(rows: list[dict[str, Any]], summary: dict[str, Any], path: Path
             axes.legend(fontsize=8)
         if not axes.lines:
             axes.text(0.5, 0.5, "not part of this method", transform=axes.transAxes, ha="center", color="grey")
+    save(figure, path)
+
+
+def save(figure: Any, path: Path, *, dpi: int = 120) -> None:
+    """Write a figure as PNG, whole or not at all."""
     draft = path.with_suffix(".tmp.png")
-    figure.savefig(draft, dpi=120)
+    figure.savefig(draft, dpi=dpi)
     draft.rename(path)
 
 

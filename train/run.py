@@ -127,7 +127,7 @@ def read_config(folder: Path) -> Config:
 
 def write_config(folder: Path, config: Config) -> None:
     """Make `folder` that of a run which `resume` begins."""
-    _write(folder / CONFIG, yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True))
+    checkpoint.replace(folder / CONFIG, yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True))
 
 
 class _Run:
@@ -285,7 +285,7 @@ class _Run:
             "precision": self.assembly.precision,
         }
         report.draw_summary(report.read_metrics(self.folder / METRICS), summary, self.folder / "summary.png")
-        _write(self.folder / "summary.json", json.dumps(summary, indent=1) + "\n")
+        checkpoint.replace(self.folder / "summary.json", json.dumps(summary, indent=1) + "\n")
         return summary
 
     @contextmanager
@@ -363,9 +363,3 @@ def _flat(value: Any, path: str = "") -> dict[str, Any]:
     if not isinstance(value, dict):
         return {path: value}
     return {k: v for key, inner in value.items() for k, v in _flat(inner, f"{path}.{key}".strip(".")).items()}
-
-
-def _write(path: Path, text: str) -> None:
-    draft = path.with_name(path.name + ".tmp")
-    draft.write_text(text)
-    draft.rename(path)

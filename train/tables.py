@@ -92,9 +92,8 @@ def read_positives(path: Path) -> Any:
     if len(names) < 2:
         raise ValueError(f"positives={path}: columns {names}, expected a query id and a corpus id")
     graded = next((name for name in names[2:] if name in ("score", "label", "relevance")), None)
-    kept = [graded is None or float(grade) > 0 for grade in table[graded or names[0]]] if graded else None
     pairs = list(zip(table[names[0]], table[names[1]]))
-    return pairs if kept is None else [pair for pair, keep in zip(pairs, kept) if keep]
+    return pairs if graded is None else [pair for pair, grade in zip(pairs, table[graded]) if float(grade) > 0]
 
 
 def read_ids(path: Path) -> np.ndarray:

@@ -27,9 +27,13 @@ from samplers.negatives import EncodedBatch, NegativeSampler
 from train.data.images import Images
 from train.descent import Descent, NonFiniteError
 from train.losses import info_nce, surrogate
+from train.measures import mean_cosine
 from train.meetings import Meetings
 
-__all__ = ["NonFiniteError", "Trainer"]
+__all__ = ["PHASES", "NonFiniteError", "Trainer"]
+
+PHASES = ("data", "draw", "forward", "negatives", "backward", "optimiser", "bank", "refresh")
+"""What the seconds of a step are split into."""
 
 
 class Trainer:
@@ -136,11 +140,10 @@ class Trainer:
             self.bank.write(
                 torch.cat((rows, drawn)), torch.cat((unit_rows(first + second), batch.drawn)), step=self.step_number
             )
-        cosine = float((first.sum(0).square().sum() - len(first)) / (len(first) * (len(first) - 1)))
         return {
             "loss": float(value),
             "positive": float((first * second).sum(-1).mean()),
-            "mean_cosine": cosine,
+            "mean_cosine": mean_cosine(first),
             **self.meetings(rows),
             "lr": rate,
             **info,

@@ -19,10 +19,19 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from negbank.index.contract import MEMORY, Cells, Graph, GraphReport, Neighbors, by_score_then_id, check_recall
+from negbank.index.contract import (
+    MEMORY,
+    Cells,
+    Graph,
+    GraphReport,
+    Neighbors,
+    by_score_then_id,
+    check_recall,
+    recall_of,
+)
 from negbank.index.exact_graph import exact_graph
 from negbank.index.kmeans import kmeans
-from negbank.index.products import Products, fast_dtype
+from negbank.index.products import Products, fast_dtype, rounded_up
 from negbank.index.search import ranked, rows_at_once, shortlists
 from negbank.index.threads import OwnThreads
 
@@ -79,7 +88,7 @@ def cell_join(
         probes = _probes(near, cells.assignment[join.truth(tuned)], target_recall)
         if float(cells.sizes[near[:, :probes]].sum(1).double().mean()) <= WORTH * len(vectors):
             found = join.run(probes)
-            recall = _recall(found.ids[checked], join.truth(checked))
+            recall = recall_of(found.ids[checked], join.truth(checked))
             spent = time.perf_counter() - started
             report = GraphReport("cell join", len(vectors), recall, k, len(cells.sizes), probes, join.compared, spent)
             return Graph(found.ids if rows is None else rows[found.ids], found.scores, report)
@@ -181,11 +190,6 @@ class _Join:
         return Neighbors(ids, scores)
 
 
-def rounded_up(number: int, step: int) -> int:
-    """The next multiple of step: products of few shapes are compiled once each, and what is more is not looked at."""
-    return -(-number // step) * step
-
-
 def _spelled_out(starts: Tensor, lengths: Tensor) -> Tensor:
     """The numbers of slices, by their starts and lengths, one slice after the other."""
     offsets = (starts - (lengths.cumsum(0) - lengths)).repeat_interleave(lengths)
@@ -205,9 +209,3 @@ def _probes(near: Tensor, cells: Tensor, target: float) -> int:
     reached = (rank <= (curve < target).sum()).double().mean(1)
     spare = 2 * float(reached.std()) / math.sqrt(len(reached))
     return int((curve < min(target + spare, (1 + target) / 2)).sum()) + 1
-
-
-def _recall(found: Tensor, truth: Tensor) -> float:
-    """The mean share of truth (s, k) that is in found (s, k)."""
-    both = torch.cat((found, truth), 1).sort(1).values
-    return float((both[:, 1:] == both[:, :-1]).double().sum() / truth.numel())

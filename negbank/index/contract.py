@@ -134,6 +134,13 @@ def check_recall(target: float) -> None:
         raise ValueError(f"target_recall={target}: expected a share in (0, 1]")
 
 
+def recall_of(found: Tensor, truth: Tensor) -> float:
+    """The share of truth (B, k) that is in found (B, n): distinct ids a row, found padded by −1."""
+    known = truth.sort(1).values
+    at = torch.searchsorted(known, found.contiguous()).clamp(max=known.shape[1] - 1)
+    return float((known.gather(1, at) == found).double().sum() / truth.numel())
+
+
 def drop_excluded(found: Neighbors, k: int, exclude: Tensor | None) -> Neighbors:
     """The first k of over-fetched neighbours (B, k + E) that are not in exclude (B, E)."""
     if exclude is None:

@@ -35,6 +35,7 @@ from negbank.index.contract import (
     check_recall,
     drop_excluded,
     exact_scores,
+    recall_of,
 )
 from negbank.index.exact import ExactIndex
 from negbank.index.exact_graph import exact_graph
@@ -237,12 +238,12 @@ class FaissIndex:
             name, limit = "efSearch", 4096
         else:
             self._effort = None
-            return _recall(self._nearest(queries, truth.shape[1]), truth)
+            return recall_of(self._nearest(queries, truth.shape[1]), truth)
         limit = limit if before is None else min(limit, 2 * before)
         self._effort = 1
         while True:
             self._set_effort(name, self._effort)
-            recall = _recall(self._nearest(queries, truth.shape[1]), truth)
+            recall = recall_of(self._nearest(queries, truth.shape[1]), truth)
             if recall >= target or self._effort >= limit:
                 return recall
             self._effort = min(2 * self._effort, limit)
@@ -281,10 +282,6 @@ class FaissIndex:
         if state["bytes"] is not None:
             self._index = _to_gpu(faiss.deserialize_index(state["bytes"].numpy()), vectors.device)
         return self
-
-
-def _recall(found: Tensor, truth: Tensor) -> float:
-    return float((found[:, :, None] == truth[:, None, :]).any(1).double().mean())
 
 
 def _warm_centroids(x: np.ndarray, stale: np.ndarray, lists: int, seed: int) -> np.ndarray:

@@ -36,6 +36,11 @@ def fast_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if flags.get("avx512_bf16") or flags.get("amx_bf16") else torch.float32
 
 
+def rounded_up(number: int, step: int) -> int:
+    """The next multiple of step: products of few shapes are compiled once each, and what is more is not looked at."""
+    return -(-number // step) * step
+
+
 class Products:
     """Rows ready to be multiplied: left (B, E) of queries and right (n, E) of the searched rows.
 

@@ -6,7 +6,6 @@ is whole. The folder's manifest says which run it belongs to. With several proce
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from negbank.snapshot import sync
+from negbank.snapshot import checksum, sync
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -190,7 +189,7 @@ def _write_array(path: Path, values: np.ndarray) -> None:
 
 def write_manifest(folder: Path, manifest: dict[str, Any], arrays: Iterable[str]) -> None:
     """The manifest of a complete result, with the checksum of every array."""
-    sums = {f"{name}.npy": _checksum(folder / f"{name}.npy") for name in arrays}
+    sums = {f"{name}.npy": checksum(folder / f"{name}.npy") for name in arrays}
     _write_json(folder / MANIFEST, {**manifest, "format": FORMAT, "complete": True, "sha256": sums})
 
 
@@ -225,7 +224,7 @@ def read_result(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     arrays = {}
     for name, digest in manifest["sha256"].items():
         path = folder / name
-        if not path.is_file() or _checksum(path) != digest:
+        if not path.is_file() or checksum(path) != digest:
             raise DamagedResultError(f"{path}: missing or changed since it was written; mine again")
         try:
             arrays[path.stem] = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -253,11 +252,3 @@ def _write_json(path: Path, values: dict[str, Any]) -> None:
     draft = path.with_suffix(".tmp")
     draft.write_text(json.dumps(values, indent=1))
     draft.rename(path)
-
-
-def _checksum(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from negbank.index import Cells
+from negbank.index.products import rounded_up
 
 BLOCK = 64
 """Queries of one product."""
@@ -31,7 +32,9 @@ class CellScores:
         )
         means = sums / cells.sizes.clamp(min=1)[:, None]
         self._spread = (1 - means.square().sum(1)).clamp(min=0) / vectors.shape[1]
-        self._means = torch.zeros(_padded(len(means), BLOCK), _padded(vectors.shape[1] + 1, 16), device=vectors.device)
+        self._means = torch.zeros(
+            rounded_up(len(means), BLOCK), rounded_up(vectors.shape[1] + 1, 16), device=vectors.device
+        )
         self._means[: len(means), : vectors.shape[1]] = means
 
     def __call__(self, queries: Tensor, temperature: float, factor: float = 1.0) -> Tensor:
@@ -43,14 +46,10 @@ class CellScores:
         dim, cells = queries.shape[1], len(self._spread)
         right = self._means / temperature
         right[:cells, dim] = self._spread / (2 * temperature**2) + math.log(factor)
-        padded = queries.new_zeros(_padded(len(queries), BLOCK), right.shape[1], dtype=torch.float32)
+        padded = queries.new_zeros(rounded_up(len(queries), BLOCK), right.shape[1], dtype=torch.float32)
         padded[: len(queries), :dim] = queries
         padded[: len(queries), dim] = 1
         scores = padded.new_empty(len(padded), len(right))
         for start in range(0, len(padded), BLOCK):
             torch.mm(padded[start : start + BLOCK], right.T, out=scores[start : start + BLOCK])
         return scores[: len(queries), :cells]
-
-
-def _padded(size: int, step: int) -> int:
-    return -(-size // step) * step

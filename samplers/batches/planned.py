@@ -165,10 +165,7 @@ class Planned(Sampler[list[int]]):
 
     def _planned_first(self, rows: Tensor, whole: int, snapshot: Snapshot, generator: torch.Generator) -> Tensor:
         """Rows of as many planned batches as there are rows held by the snapshot, the others of `rows` shuffled in."""
-        held = torch.ones(self.num_rows, dtype=torch.bool)
-        if snapshot.rows is not None:
-            held = torch.zeros(self.num_rows, dtype=torch.bool)
-            held[snapshot.rows.cpu()] = True
+        held = snapshot.written.cpu()
         known = rows[held[rows]]
         count = whole * len(known) // len(rows)
         if (count < 2 and self.disjoint) or count < 1:  # a single batch of given rows needs no plan

@@ -135,11 +135,8 @@ def draw_indexed(
     drawn = drawn.view(count, n)
     alone = ~inside.any(1)
     if bool(alone.any()):  # all that was retrieved is excluded: there is no head to race against
-        written = torch.ones(len(snapshot), dtype=torch.bool, device=device)
-        if snapshot.rows is not None:
-            written = torch.zeros_like(written).index_fill_(0, snapshot.rows, True)
         exact = draw_exact(
-            snapshot.vectors, written, rows[alone], queries[alone], n,
+            snapshot.vectors, snapshot.written, rows[alone], queries[alone], n,
             temperature=temperature, exclude=exclude, generator=generator,
         )  # fmt: skip
         drawn[alone], log_partition[alone] = exact.ids, exact.log_partition

@@ -27,6 +27,11 @@ def embeddings():
     return corpus[:500] + np.float32(0.3), corpus
 
 
+def save(embeddings: tuple[np.ndarray, np.ndarray], folder: Path) -> None:
+    for name, rows in zip("qc", embeddings):
+        np.save(folder / f"{name}.npy", rows)
+
+
 def same(a: MiningResult, b: MiningResult) -> None:
     for name in ("indptr", "ids", "scores", "log_probs", "positive_scores", "candidate_ids", "query_ids"):
         assert np.asarray(getattr(a, name)).tobytes() == np.asarray(getattr(b, name)).tobytes(), name
@@ -78,12 +83,12 @@ def test_another_run_does_not_go_on_in_the_same_folder(embeddings, tmp_path):
 def test_ctrl_c_and_kill_leave_whole_parts_only(embeddings, tmp_path):
     """A real process, interrupted in the middle; then killed; then left to finish."""
     queries, corpus = embeddings
-    np.save(tmp_path / "q.npy", queries)
-    np.save(tmp_path / "c.npy", corpus)
+    save(embeddings, tmp_path)
     script = tmp_path / "mine.py"
     script.write_text(
         textwrap.dedent(f"""
-            import sys, time
+            import signal, sys, time
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background passes on to ignore it
             from negbank import mine_hard_negatives
             from negbank.mining.miner import Miner
             part = Miner.part
@@ -100,11 +105,11 @@ def test_ctrl_c_and_kill_leave_whole_parts_only(embeddings, tmp_path):
         process = subprocess.Popen(
             [sys.executable, script, "0.4"], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True, cwd=tmp_path
         )
-        deadline = time.monotonic() + 240
+        deadline = time.monotonic() + 60
         while len(list((tmp_path / "r" / "parts").glob("*.npz"))) == before and time.monotonic() < deadline:
             time.sleep(0.02)
         process.send_signal(stop)
-        _, told = process.communicate(timeout=240)
+        _, told = process.communicate(timeout=60)
         assert process.returncode != 0
         assert stop == signal.SIGKILL or "KeyboardInterrupt" in told
         assert before < len(list((tmp_path / "r" / "parts").glob("*.npz"))) < 10
@@ -115,8 +120,7 @@ def test_ctrl_c_and_kill_leave_whole_parts_only(embeddings, tmp_path):
 @pytest.mark.parametrize("streamed", [True, False])
 def test_two_processes_give_the_result_of_one(embeddings, tmp_path, streamed):
     queries, corpus = embeddings
-    np.save(tmp_path / "q.npy", queries)
-    np.save(tmp_path / "c.npy", corpus)
+    save(embeddings, tmp_path)
     script = tmp_path / "mine.py"
     script.write_text(
         textwrap.dedent(f"""
@@ -131,7 +135,7 @@ def test_two_processes_give_the_result_of_one(embeddings, tmp_path, streamed):
         """)
     )
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", script]
-    subprocess.run(command, env=ENVIRONMENT, check=True, cwd=tmp_path, timeout=400)
+    subprocess.run(command, env=ENVIRONMENT, check=True, cwd=tmp_path, timeout=120)
     one = mine_hard_negatives(queries, corpus, **ARGUMENTS)
     for rank in range(2):
         same(MiningResult.load(tmp_path / f"rank{rank}"), one)
@@ -154,7 +158,7 @@ def test_a_process_that_fails_fails_all(embeddings, tmp_path):
         """)
     )
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", script]
-    subprocess.run(command, env=ENVIRONMENT, check=True, cwd=tmp_path, timeout=400)
+    subprocess.run(command, env=ENVIRONMENT, check=True, cwd=tmp_path, timeout=120)
     assert all("holds other files" in (tmp_path / f"told{rank}").read_text() for rank in range(2))
 
 

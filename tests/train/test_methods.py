@@ -45,20 +45,12 @@ def assembly(negatives, **sections):
     return build(parse({**config, **sections})[0])
 
 
-def steps(trainer, count):
-    found = []
-    for _ in range(count):
-        trainer.refresh()
-        found.append(trainer.step())
-    return found
-
-
 def test_there_is_a_run_of_every_type():
     assert {options["type"] for options in METHODS.values()} == set(TYPES["negatives"])
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_it_trains_and_goes_on_where_it_stopped(name):
+def test_it_trains_and_goes_on_where_it_stopped(name, steps):
     first = assembly(METHODS[name]).trainer
     before = [p.detach().clone() for p in first.embedder.parameters()]
     steps(first, 3)
@@ -87,11 +79,11 @@ def test_what_counts_on_uniform_batches_is_refused_with_others(name):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", METHODS)
-def test_it_trains_on_the_gpu(name):
+def test_it_trains_on_the_gpu(name, steps):
     steps(assembly(METHODS[name], run={"steps": 12, "device": "cuda"}).trainer, 3)
 
 
-def test_a_learned_temperature_is_trained_without_weight_decay_and_reported():
+def test_a_learned_temperature_is_trained_without_weight_decay_and_reported(steps):
     trainer = assembly(METHODS["simclr, learned temperature"], optim={"weight_decay": 0.5}).trainer
     (learned,) = trainer.negatives.learned
     *_, group = trainer.optimiser.param_groups

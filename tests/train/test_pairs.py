@@ -75,14 +75,6 @@ def embedded(trainer):
     return [side.encoder(side.read(torch.arange(len(side.bank)), None)) for side in (trainer.left, trainer.right)]
 
 
-def steps(trainer, count):
-    found = []
-    for _ in range(count):
-        trainer.refresh()
-        found.append(trainer.step())
-    return found
-
-
 def test_infonce_is_the_symmetric_cross_entropy_of_clip():
     trainer = make(METHODS["infonce"], noisy=False)
     weights = [trainer.left.encoder.weight, trainer.right.encoder.weight]
@@ -126,7 +118,7 @@ def test_sogclr_is_the_two_way_loss_read_literally():
             torch.testing.assert_close(got.detach(), wanted, atol=1e-5, rtol=1e-5)
 
 
-def test_chains_that_persist_visit_the_softmax_over_the_other_side():
+def test_chains_that_persist_visit_the_softmax_over_the_other_side(steps):
     """With encoders that stand still, kept states of many visits have the law π of each direction."""
     rows = 24
     trainer = make(
@@ -165,7 +157,7 @@ class _Spied:
 
 
 @pytest.mark.parametrize("query", ["bank", "fresh"])
-def test_anchors_are_searched_for_with_their_own_sides_rows(query, monkeypatch):
+def test_anchors_are_searched_for_with_their_own_sides_rows(query, monkeypatch, steps):
     trainer = make({**METHODS["importance"], "query": query}, noisy=False)
     steps(trainer, 5)
     asked = {}
@@ -188,7 +180,7 @@ def test_anchors_are_searched_for_with_their_own_sides_rows(query, monkeypatch):
         torch.testing.assert_close(queries, asked[id(side)][rows])
 
 
-def test_a_step_encodes_each_side_once_and_writes_both_banks():
+def test_a_step_encodes_each_side_once_and_writes_both_banks(steps):
     trainer = make(METHODS["importance"])
     steps(trainer, 4)
     before = [side.bank.written_at.clone() for side in (trainer.left, trainer.right)]
@@ -207,7 +199,7 @@ def test_a_step_encodes_each_side_once_and_writes_both_banks():
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_k_steps_and_k_more_after_a_resume_are_2k_steps(name):
+def test_k_steps_and_k_more_after_a_resume_are_2k_steps(name, steps):
     whole = make(METHODS[name])
     expected = steps(whole, 14)
     first = make(METHODS[name])
@@ -226,7 +218,7 @@ def test_k_steps_and_k_more_after_a_resume_are_2k_steps(name):
 
 
 @pytest.mark.parametrize("name", ["infonce", "sogclr", "emc2", "importance", "hardest", "negative cache"])
-def test_captions_of_one_image_are_no_negatives(name):
+def test_captions_of_one_image_are_no_negatives(name, steps):
     groups = torch.arange(N) // 4
     trainer = make(METHODS[name], exclude=Exclusions(N, groups=groups))
     met = 0
@@ -251,7 +243,7 @@ def test_both_sides_draw_from_streams_of_their_own():
     assert not torch.equal(left, right)
 
 
-def test_one_encoder_may_be_both_sides():
+def test_one_encoder_may_be_both_sides(steps):
     _, read = inputs(5, 1)
     encoder = Linear(5, 1)
     config, _ = parse({"batches": {"batch_size": B}, "negatives": METHODS["emc2"], "run": {"steps": 9}, **INDEX})
@@ -262,7 +254,7 @@ def test_one_encoder_may_be_both_sides():
     assert sum(len(group["params"]) for group in trainer.descent.optimiser.param_groups) == 1
 
 
-def test_what_is_not_finite_stops_before_anything_changes():
+def test_what_is_not_finite_stops_before_anything_changes(steps):
     trainer = make(METHODS["emc2"])
     steps(trainer, 3)
     right = trainer.right.encoder

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from train.ablation.measure import MEASURES, Cell, Key
-from train.ablation.store import replace
+from train.checkpoint import replace
 
 RESAMPLES = 1000
 LEVELS = torch.tensor([0.025, 0.975], dtype=torch.float64)

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from train.report import save
+
 FLOOR = 1e-6
 """Total variation and bias are drawn down to here."""
 PANELS = 6
@@ -100,8 +102,13 @@ def _finish(figure: Any, panels: Any, rows: Rows, path: Path) -> None:
         axes.set_ylim(bottom=max(FLOOR, axes.get_ylim()[0]))
         axes.grid(alpha=0.3, which="both", linewidth=0.4)
         axes.tick_params(labelsize=8)
-    handles, labels = panels[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), fontsize=8, frameon=False)
-    draft = path.with_suffix(".tmp.png")
-    figure.savefig(draft, dpi=120)
-    draft.rename(path)
+    legend_below(figure, panels[0][0], 4)
+    save(figure, path)
+
+
+def legend_below(figure: Any, axes: Any, columns: int) -> None:
+    """One legend for a figure whose panels share the lines of `axes`, in at most so many columns."""
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=min(columns, len(labels)), fontsize=8, frameon=False
+    )

@@ -9,7 +9,7 @@ from typing import Any
 
 from train.ablation.answer import Answer, Winner
 from train.ablation.figures import distinct, drawn_levels
-from train.ablation.store import replace
+from train.checkpoint import replace
 from train.page import image, page, settings_rows, table
 
 COLUMNS = {

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from train.ablation.measure import MEASURES, Cell, Key
+from train.checkpoint import replace
 
 SETTINGS, ROWS = "settings.json", "ablation.jsonl"
 OUTPUTS = (SETTINGS, ROWS, "ablation.csv", "tv.png", "bias.png", "report.html")
@@ -144,13 +145,6 @@ def cell_of(rows: list[dict[str, Any]]) -> Cell:
         for name in VALUES
     }
     return Cell(keys.pop(), first["staleness"], torch.tensor(anchors), budgets, values)
-
-
-def replace(path: Path, text: str) -> None:
-    """Write a file so that it is there whole or as it was."""
-    draft = path.with_name(path.name + ".tmp")
-    draft.write_text(text, encoding="utf-8")
-    draft.rename(path)
 
 
 def _flat(value: Any, path: str = "") -> list[tuple[str, Any]]:

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from train.ablation.figures import COLOURS, MARKERS, distinct
+from train.ablation.figures import COLOURS, MARKERS, distinct, legend_below
 from train.compare.cells import Cell
 from train.compare.results import ACCURACIES, Row, evaluations
-from train.report import NAMES
+from train.report import NAMES, save
 
 STYLES = ("-", "--")
 
@@ -43,11 +43,8 @@ def draw_accuracy(cells: Sequence[Cell], averages: Sequence[Row], path: Path) ->
         for axes in (course, *finals):
             axes.grid(alpha=0.3, linewidth=0.4)
             axes.tick_params(labelsize=8)
-    handles, labels = panels[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(5, len(labels)), fontsize=8, frameon=False)
-    draft = path.with_suffix(".tmp.png")
-    figure.savefig(draft, dpi=110)
-    draft.rename(path)
+    legend_below(figure, panels[0][0], 5)
+    save(figure, path, dpi=110)
 
 
 def _look(k: int) -> dict[str, Any]:

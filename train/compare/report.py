@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from train.ablation.figures import distinct
-from train.ablation.store import replace
+from train.checkpoint import replace
 from train.compare.cells import TUNING
 from train.compare.results import ACCURACIES, HOLDERS, PHASES, Row
 from train.page import image, page, settings_rows, table

@@ -12,9 +12,8 @@ from train import report
 from train.compare.cells import STEPS, TUNING, Cell, Curve
 from train.compare.processes import diverged, finished
 from train.run import METRICS
+from train.trainer import PHASES
 
-PHASES = ("data", "draw", "forward", "negatives", "backward", "optimiser", "bank", "refresh")
-"""What a step's time is split into: the trainer's own phases."""
 HOLDERS = ("bank", "snapshot", "momentum_encoder", "negatives", "batches")
 """What memory beyond SimCLR's is split into, see `train.memory`."""
 ACCURACIES = ("knn_accuracy", "linear_probe_accuracy")

@@ -12,7 +12,7 @@ from types import FrameType
 import yaml
 
 from train.ablation.average import write_csv
-from train.ablation.store import replace
+from train.checkpoint import replace
 from train.compare import report
 from train.compare.cells import ENCODINGS, STEPS, Cell, Cells, Curve
 from train.compare.figures import draw_accuracy

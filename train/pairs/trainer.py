@@ -28,6 +28,7 @@ from samplers.batches import BatchSampler
 from samplers.negatives import EncodedBatch, NegativeSampler
 from train.descent import Descent
 from train.losses import info_nce, surrogate
+from train.measures import mean_cosine
 from train.trainer import require_fitting
 
 Read = Callable[[Tensor, torch.Generator | None], Any]
@@ -168,8 +169,7 @@ class PairTrainer:
             negatives, found = side.negatives(batch)
             losses.append(surrogate(batch, negatives, temperature=self.temperature))
             values.append(info_nce(batch, temperature=self.temperature))
-            mean = anchors.detach().sum(0).square().sum()
-            info[f"{NAMES[way]}_mean_cosine"] = float((mean - len(rows)) / (len(rows) * (len(rows) - 1)))
+            info[f"{NAMES[way]}_mean_cosine"] = mean_cosine(anchors)
             info |= {f"{NAMES[way]}_{name}": number for name, number in found.items()}
             info["positive"] = float((anchors * keys).detach().sum(-1).mean())
         return torch.stack(losses).mean(), torch.stack(values).mean(), info
