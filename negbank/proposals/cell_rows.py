@@ -26,6 +26,8 @@ class CellRows:
     Attributes:
         order: (n + 1,) rows by position, with a −1 behind the last.
         bounds: (C + 1,) positions where each cell starts and the last one ends.
+        sizes: (C,) float64 rows of each cell.
+        empty: the cells without any.
     """
 
     def __init__(self, cells: Cells, exclude: Exclusions) -> None:
@@ -38,6 +40,8 @@ class CellRows:
         self._position = torch.full((num_rows,), NO_ROW, device=device)
         self._position[self.order[:-1]] = torch.arange(len(rows), device=device)
         self.bounds = torch.searchsorted(keys, torch.arange(len(cells.sizes) + 1, device=device) * num_rows)
+        self.sizes = self.bounds.diff().double()
+        self.empty = (self.sizes == 0).nonzero().flatten()
         # The distinct (cell, group) pairs, grouped by group: where each starts, and how many rows it has.
         pairs, sizes = keys.unique_consecutive(return_counts=True)
         group, at = (pairs % num_rows).sort(stable=True)
@@ -64,14 +68,14 @@ class CellRows:
 class AnchorCells:
     """The rows of A anchors by cell.
 
+    Only few cells differ between anchors: those that hold rows of its group, or that it skips. All others have as many
+    rows for one anchor as for another, so that (A, C) counts are never formed.
+
     Args:
         layout: the positions of all allowed rows.
         group_cell, group_size, group_start: (A, P) the cells that hold rows of an anchor's group, ascending and padded
             by C, how many of them, and the position they start at.
         skips: (A, E) further positions that may not be drawn, outside the group; −1 pads.
-
-    Attributes:
-        counts: (A, C) float32 n_i(c).
     """
 
     def __init__(
@@ -86,13 +90,32 @@ class AnchorCells:
         self._group_before = self._group_size.cumsum(1) - self._group_size
         self._skips = skips = torch.where(skips < 0, far, skips).sort(1).values
         cell = torch.searchsorted(bounds, skips, right=True) - 1  # C where padded
-        counts = torch.cat((bounds.diff(), bounds.new_zeros(1))).float().expand(len(skips), -1).clone()
-        counts.scatter_add_(1, self._group_cell, -self._group_size.float())
-        self.counts = counts.scatter_add_(1, cell, -torch.ones_like(cell, dtype=torch.float32))[:, :-1]
         before, size, start = self._group(cell)
         within = torch.where(skips > start, size, 0)
         gaps = skips - before - within - torch.arange(skips.shape[1], device=skips.device)
         self._gaps = torch.where(skips == far, far, gaps)
+        self._touched = torch.cat((group_cell, cell), 1).clamp(max=len(bounds) - 2)
+        self._counts = self.counts(self._touched)
+
+    def counts(self, cell: Tensor) -> Tensor:
+        """n_i(c) of cells (A, n)."""
+        bounds = self._layout.bounds
+        first, last = bounds[cell], bounds[cell + 1]
+        rows = last - first - self._group(cell)[1]
+        if not self._skips.shape[1]:
+            return rows
+        return rows - torch.searchsorted(self._skips, last) + torch.searchsorted(self._skips, first)
+
+    def mask_(self, logits: Tensor) -> Tensor:
+        """logits (A, C), −∞ from now on where n_i(c) = 0."""
+        logits[:, self._layout.empty] = -torch.inf
+        kept = torch.where(self._counts == 0, -torch.inf, logits.gather(1, self._touched))
+        return logits.scatter_(1, self._touched, kept)
+
+    def mass(self, of_row: Tensor, out: Tensor) -> None:
+        """n_i(c) times of_row (A, C), exactly, into `out` (A, C) float64."""
+        torch.mul(of_row, self._layout.sizes, out=out)
+        out.scatter_(1, self._touched, self._counts * of_row.gather(1, self._touched).double())
 
     def _group(self, cell: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Of cells (A, n): rows of the anchor's group in cells before, in this one, and the position of the latter."""
@@ -101,11 +124,11 @@ class AnchorCells:
         size = torch.where(here, self._group_size.gather(1, at), 0)
         return self._group_before.gather(1, at), size, self._group_start.gather(1, at)
 
-    def pick(self, cell: Tensor, at: Tensor) -> Tensor:
-        """The ids (A, n) of the rows numbered at (A, n), from 0 to `counts`, of cells (A, n)."""
+    def pick(self, cell: Tensor, within: Tensor) -> Tensor:
+        """The ids (A, n) of rows of cells (A, n), by uniforms (A, n) in [0, 1); of no meaning where a cell has none."""
         first = self._layout.bounds[cell]
         before, size, start = self._group(cell)
-        place = first - before + at
+        place = first - before + (within * self.counts(cell)).long()
         if self._gaps.shape[1]:
             place = place - torch.searchsorted(self._skips, first)
             place = place + torch.searchsorted(self._gaps, place, right=True)

@@ -31,25 +31,23 @@ class CellScores:
             0, cells.assignment[rows], vectors[rows]
         )
         means = sums / cells.sizes.clamp(min=1)[:, None]
-        self._spread = (1 - means.square().sum(1)).clamp(min=0) / vectors.shape[1]
-        self._means = torch.zeros(
-            rounded_up(len(means), BLOCK), rounded_up(vectors.shape[1] + 1, 16), device=vectors.device
-        )
-        self._means[: len(means), : vectors.shape[1]] = means
+        self._cells, dim = means.shape
+        self._right = torch.zeros(rounded_up(self._cells, BLOCK), rounded_up(dim + 2, 16), device=vectors.device)
+        self._right[: self._cells, :dim] = means
+        self._right[: self._cells, dim] = (1 - means.square().sum(1)).clamp(min=0) / dim  # σ_c²
+        self._right[:, dim + 1] = 1
 
     def __call__(self, queries: Tensor, temperature: float, factor: float = 1.0) -> Tensor:
         """a(c) + log factor of queries (A, D): (A, C) float32; of no meaning for an empty cell.
 
-        One product: queries with a one behind them, by means / τ over what is added. Products of one shape, whatever
-        the number of queries, so that a score does not depend on which others share the call.
+        One product, [z / τ, 1 / 2τ², log factor] by [μ_c, σ_c², 1]. Products of one shape, whatever the number of
+        queries, so that a score does not depend on which others share the call.
         """
-        dim, cells = queries.shape[1], len(self._spread)
-        right = self._means / temperature
-        right[:cells, dim] = self._spread / (2 * temperature**2) + math.log(factor)
-        padded = queries.new_zeros(rounded_up(len(queries), BLOCK), right.shape[1], dtype=torch.float32)
-        padded[: len(queries), :dim] = queries
-        padded[: len(queries), dim] = 1
-        scores = padded.new_empty(len(padded), len(right))
-        for start in range(0, len(padded), BLOCK):
-            torch.mm(padded[start : start + BLOCK], right.T, out=scores[start : start + BLOCK])
-        return scores[: len(queries), :cells]
+        dim, right = queries.shape[1], self._right
+        left = queries.new_zeros(rounded_up(len(queries), BLOCK), right.shape[1], dtype=torch.float32)
+        left[: len(queries), :dim] = queries / temperature
+        left[:, dim], left[:, dim + 1] = 1 / (2 * temperature**2), math.log(factor)
+        scores = left.new_empty(len(left), len(right))
+        for start in range(0, len(left), BLOCK):
+            torch.mm(left[start : start + BLOCK], right.T, out=scores[start : start + BLOCK])
+        return scores[: len(queries), : self._cells]

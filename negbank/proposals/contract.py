@@ -33,6 +33,20 @@ class Proposal(Protocol):
     def __call__(self, anchors: Anchors) -> ProposalDistribution: ...
 
 
+def by_id(head: Tensor) -> tuple[Tensor, Tensor]:
+    """ids (A, k) in ascending order, and the column (A, k) that each was in.
+
+    Id and column in one integer: so numpy, which sorts several at a time, can do it on a CPU without an argsort.
+    """
+    bits = (head.shape[1] - 1).bit_length() if head.shape[1] else 0
+    keys = (head << bits) | torch.arange(head.shape[1], device=head.device)
+    if keys.is_cuda:
+        keys = keys.sort(1).values
+    else:
+        keys.numpy().sort(axis=1)
+    return keys >> bits, keys & ((1 << bits) - 1)
+
+
 def check_head(k: int, rows: int) -> None:
     """Raise ValueError unless k rows can be retrieved for each of `rows` rows beside itself."""
     if not 1 <= k < rows:

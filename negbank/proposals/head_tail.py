@@ -21,7 +21,7 @@ from negbank.filters import NO_ROW, Exclusions
 from negbank.proposals.adapt import Probe, tune
 from negbank.proposals.cell_rows import AnchorCells, CellRows
 from negbank.proposals.cell_scores import CellScores
-from negbank.proposals.contract import Anchors, check_head, check_softmax
+from negbank.proposals.contract import Anchors, by_id, check_head, check_softmax
 from negbank.random import uniforms
 from negbank.snapshot import Snapshot
 
@@ -102,19 +102,19 @@ class HeadTailDistribution:
         exclude: Exclusions,
     ) -> None:
         self._rows, self._cells, self._exclude = rows, cells, exclude
-        self._head, order = head.sort(1)
-        top = logits.masked_fill_(cells.counts == 0, -torch.inf).amax(1, keepdim=True)
+        self._head, order = by_id(head)
+        top = cells.mask_(logits).amax(1, keepdim=True)
         if head.shape[1]:
             top = torch.maximum(top, head_logits.amax(1, keepdim=True).float())
         top = torch.where(top == -torch.inf, 0.0, top)
         # e_i of a cell's row is single precision by definition; sums and quotients, and so normalisation, are double.
         self._of_row = logits.sub_(top).exp_()
         of_head = (head_logits.gather(1, order) - top).exp()
-        own = cells.cell_of(self._head)
-        self._excess = (of_head - torch.where(own < 0, 0.0, self._of_row.gather(1, own.clamp(min=0)))).clamp(min=0)
+        own = cells.cell_of(self._head).clamp_(min=0)  # of no meaning where there is no row: of_head is 0 there
+        self._excess = of_head.sub_(self._of_row.gather(1, own)).clamp_(min=0)
         mass = self._excess.new_empty(len(head), head.shape[1] + logits.shape[1])
         mass[:, : head.shape[1]] = self._excess
-        mass[:, head.shape[1] :].copy_(self._of_row).mul_(cells.counts)
+        cells.mass(self._of_row, out=mass[:, head.shape[1] :])
         self._cumulative = mass.cumsum_(1)
         total = self._cumulative[:, -1:]
         self._floor = torch.where(total == 0, 1.0, floor).double()
@@ -130,7 +130,7 @@ class HeadTailDistribution:
         rounded = at == self._cumulative.shape[1]  # a point rounded up to the last sum, one in 2^53
         at = at.clamp(max=self._cumulative.shape[1] - 1)
         cell = (at - k).clamp(min=0)
-        drawn = self._cells.pick(cell, (within * self._cells.counts.gather(1, cell)).long())
+        drawn = self._cells.pick(cell, within)
         if k:
             drawn = torch.where(at < k, self._head.gather(1, at.clamp(max=k - 1)), drawn)
         return torch.where((coin < self._floor) | rounded, below, drawn)

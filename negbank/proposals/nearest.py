@@ -13,7 +13,7 @@ from torch import Tensor
 
 from negbank.filters import Exclusions
 from negbank.proposals.adapt import Probe, tune
-from negbank.proposals.contract import Anchors, check_head, check_softmax
+from negbank.proposals.contract import Anchors, by_id, check_head, check_softmax
 from negbank.random import uniforms
 from negbank.snapshot import Snapshot
 
@@ -67,7 +67,7 @@ class NearestDistribution:
 
     def __init__(self, rows: Tensor, head: Tensor, logits: Tensor, floor: float, exclude: Exclusions) -> None:
         self._rows, self._exclude = rows, exclude
-        self._head, order = head.sort(1)
+        self._head, order = by_id(head)
         logits = logits.gather(1, order)
         empty = (logits == -torch.inf).all(1)
         self._floor = torch.where(empty, 1.0, floor).double()[:, None]
