@@ -23,6 +23,7 @@ lint: .venv/.dev
 
 .venv/.test: .venv/.run
 	$(BIN)/pip install --quiet --editable ".[test]"
+	$(BIN)/pip install --quiet --no-deps "libauc>=2"   # an oracle whose losses need torch alone, not its two dozen requirements
 	touch $@
 
 .venv/.dev: .venv/.run
