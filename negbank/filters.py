@@ -57,6 +57,7 @@ class Exclusions:
         self._start = torch.searchsorted(ordered, labels)
         self._size = torch.searchsorted(ordered, labels, right=True) - self._start
         self._offsets, self._listed = self._skips(positives)
+        self._moved: dict[torch.device, Exclusions] = {}
         self._self_only = positives is None and groups is None and forbidden is None
         short = (self.count(torch.arange(num_rows)) < 1).nonzero().flatten()
         if len(short):
@@ -79,9 +80,10 @@ class Exclusions:
         """CSR of listed positives: offsets (N+1,), positions (P,) sorted per row, each outside the row's own group."""
         pairs = torch.zeros(0, 2, dtype=torch.int64)
         if isinstance(positives, Tensor):
+            shape, kind = tuple(positives.shape), positives.dtype
+            if positives.ndim != 2 or shape[1] != 2 or kind.is_floating_point or kind == torch.bool:
+                raise ValueError(f"positives: {kind} {shape}, expected (P, 2) pairs of integers (anchor, positive)")
             pairs = positives.cpu().to(torch.int64)
-            if pairs.ndim != 2 or pairs.shape[1] != 2:
-                raise ValueError(f"positives: shape {tuple(pairs.shape)}, expected (P, 2) pairs (anchor, positive)")
         elif positives is not None:
             if len(positives) != self.num_rows:
                 raise ValueError(f"positives: {len(positives)} lists for num_rows={self.num_rows}; give one per row")
@@ -101,12 +103,14 @@ class Exclusions:
         return offsets, pairs[:, 1].contiguous()
 
     def to(self, device: torch.device) -> Exclusions:
-        """The same exclusions with their tables on `device`; the object itself when they are there already."""
+        """The same exclusions with their tables on `device`, moved once; the object itself when they are there."""
         if self._order.device == device:
             return self
-        moved = object.__new__(Exclusions)
-        moved.__dict__ = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in self.__dict__.items()}
-        return moved
+        if device not in self._moved:
+            moved = object.__new__(Exclusions)
+            moved.__dict__ = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in self.__dict__.items()}
+            self._moved[device] = moved
+        return self._moved[device]
 
     def count(self, rows: Tensor) -> Tensor:
         """|D_i| for anchors of rows (A,); for `NO_ROW` nothing but `forbidden` is out."""

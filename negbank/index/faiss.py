@@ -135,7 +135,7 @@ class FaissIndex:
         """
         wide = k + (0 if exclude is None else exclude.shape[1])
         check_k(k, wide - k, len(self))
-        queries = queries.to(device=self.vectors.device, dtype=torch.float32).contiguous()
+        queries = queries.detach().to(device=self.vectors.device, dtype=torch.float32).contiguous()
         ids = self._nearest(queries, wide)
         short = (ids < 0).any(1)
         if bool(short.any()):
@@ -252,7 +252,7 @@ class FaissIndex:
         """Raise the search effort until recall@k on these queries (B, D) reaches the target; the recall reached."""
         if self._index is None:
             return 1.0
-        queries = queries.to(device=self.vectors.device, dtype=torch.float32).contiguous()
+        queries = queries.detach().to(device=self.vectors.device, dtype=torch.float32).contiguous()
         truth = ExactIndex(self._searched).search(queries, min(k, len(self))).ids
         recall = self._tune(queries, truth, target_recall)
         self.report = self.report._replace(nprobe=self._effort, recall=recall, recall_at=truth.shape[1])

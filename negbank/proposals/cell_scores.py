@@ -45,7 +45,7 @@ class CellScores:
         """
         dim, right = queries.shape[1], self._right
         left = queries.new_zeros(rounded_up(len(queries), BLOCK), right.shape[1], dtype=torch.float32)
-        left[: len(queries), :dim] = queries / temperature
+        left[: len(queries), :dim] = queries.detach() / temperature
         left[:, dim], left[:, dim + 1] = 1 / (2 * temperature**2), math.log(factor)
         scores = left.new_empty(len(left), len(right))
         for start in range(0, len(left), BLOCK):

@@ -40,10 +40,10 @@ def by_id(head: Tensor) -> tuple[Tensor, Tensor]:
     """
     bits = (head.shape[1] - 1).bit_length() if head.shape[1] else 0
     keys = (head << bits) | torch.arange(head.shape[1], device=head.device)
-    if keys.is_cuda:
-        keys = keys.sort(1).values
-    else:
+    if keys.device.type == "cpu":
         keys.numpy().sort(axis=1)
+    else:
+        keys = keys.sort(1).values
     return keys >> bits, keys & ((1 << bits) - 1)
 
 

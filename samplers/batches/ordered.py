@@ -80,6 +80,8 @@ class Ordered(Planned):
         fresh[self._order[: self._position * self.batch_size]] = False
         rows = rows[fresh[rows]]
         total = len(rows) // self.batch_size
+        if not total:  # all that the snapshot holds was handed out already
+            return rows.new_empty(0, self.batch_size)
         order = torch.randperm(len(rows), generator=generator)[: total * self.batch_size]
         batches = rows[order].view(-1, self.batch_size)
         u, v = self._views(rows, snapshot)

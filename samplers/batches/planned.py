@@ -125,6 +125,8 @@ class Planned(Sampler[list[int]]):
     def state_dict(self) -> dict[str, Any]:
         """The seed, the epoch, its plan, and the batches handed out of it. The snapshot is not part of it."""
         return {
+            "num_rows": self.num_rows,
+            "batch_size": self.batch_size,
             "seed": self._seed,
             "epoch": self._epoch,
             "position": self._position,
@@ -133,7 +135,13 @@ class Planned(Sampler[list[int]]):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on after the last batch handed out. Call it after `update` with the snapshot that was in use."""
+        """Go on after the last batch handed out. Call it after `update` with the snapshot that was in use.
+
+        Raises:
+            ValueError: for the state of a sampler of other rows or batches.
+        """
+        if (was := (state["num_rows"], state["batch_size"])) != (now := (self.num_rows, self.batch_size)):
+            raise ValueError(f"state: of num_rows, batch_size = {was}, the sampler has {now}; make it with the same")
         self._seed, self._epoch, self._position = state["seed"], state["epoch"], state["position"]
         self._order, self._stale, self._prepared = state["order"].clone(), state["stale"], False
 

@@ -48,7 +48,7 @@ from negbank.proposals import PooledDistribution, Proposal, ProposalDistribution
 from negbank.random import uniforms
 from negbank.snapshot import Snapshot
 from samplers.metropolis import NO_STATE, Scan, acceptance, log_uniforms, scan
-from samplers.negatives.contract import EncodedBatch, Info, Negatives, require_drawn
+from samplers.negatives.contract import EncodedBatch, Info, Negatives, further_rows, require_drawn
 from samplers.negatives.index_draws import IndexDraws
 
 PROPOSALS = ("in_batch", "index", "both")
@@ -136,8 +136,11 @@ class Emc2:
             proposal = None
         elif proposal is None:
             raise ValueError(f"proposals={proposals!r}: needs `proposal`, or take proposals='in_batch'")
-        if pool and batch_views == "all":
-            raise ValueError("batch_views='all': with pool=True rows of the batch are offered once; take 'one'")
+        if batch_views == "all" and (pool or score != "fresh"):
+            raise ValueError(
+                f"batch_views='all': a pool, and bank scores, offer rows once and not by view; take 'one', or "
+                f"pool=False and score='fresh' (now pool={pool}, score={score!r})"
+            )
         self.in_batch = proposals != "index"
         self._num_rows, self._temperature, self._views = num_rows, temperature, views
         self._burn_in, self._score, self._persistent = burn_in, score, start == "persistent"
@@ -163,8 +166,7 @@ class Emc2:
         """
         queries = self._index.queries(rows, queries)
         index, distribution = self._index(rows, queries)
-        offered = torch.cat((index.flatten(), self.chains[rows].flatten())).unique()
-        further = offered[(offered != NO_STATE) & ~torch.isin(offered, rows)]
+        further = further_rows(torch.cat((index.flatten(), self.chains[rows].flatten())), rows)
         self._drawn = drawn = _Drawn(rows, index, distribution, None, None, {})
         snapshot = self._index.snapshot
         if self._score == "fresh" or snapshot is None:
@@ -224,11 +226,9 @@ class Emc2:
         if self._index.pool and log_q is not None:
             proposals = _shuffle(torch.cat((batch, index), 1), self._generator)
             kernels = torch.zeros(proposals.shape[1], dtype=torch.int64)
-            share = torch.tensor(float(self._index.count), dtype=torch.float64).log()
             if self.in_batch:
-                log_q = torch.logaddexp(
-                    log_q + share, torch.tensor((len(rows) - 1) / (self._num_rows - 1)).double().log()
-                )
+                expected = (len(rows) - 1) / (self._num_rows - 1) / self._index.count
+                log_q = torch.logaddexp(log_q, log_q.new_tensor(expected).log())  # up to a constant, which drops out
             log_q = log_q.expand(len(rows), -1)[None]
         else:
             proposals, kernels = _alternate(batch, index)

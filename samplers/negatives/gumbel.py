@@ -18,7 +18,7 @@ Ermon 2017), here as a race: j's clock rings at rate exp(β s̃_ij), for the fir
     head    T_i, the top k, of which each clock is drawn. The first of them rings at time t
     tail    outside of T_i β s̃_ij ≤ b_i = min_{j ∈ T_i} β s̃_ij + β slack. The tail's rings are among those of a clock of
             rate |D_i| exp(b_i) that rings for uniform rows of D_i: one of j counts with probability exp(β s̃_ij − b_i),
-            or 0 in T_i. Poisson(t |D_i| exp(b_i)) rings come before t, on average at most |D_i| exp(β slack) / k
+            or 0 in T_i. Poisson(t |D_i| exp(b_i)) rings come before t, on average at most |D_i| exp(β slack) / |T_i|
 
 The draws are exact where no row outside T_i is nearer than its last one by more than `slack`: 0 for an exact search;
 one that misses rows needs as much as it misses them by. The same rings give an unbiased estimate of Z_i.
@@ -221,7 +221,7 @@ class NegativeCache:
         k = math.isqrt(num_rows) if k is None else k
         if not 1 <= k < num_rows and search == "index":
             raise ValueError(f"k={k}: expected 1..{num_rows - 1}, the other rows of the data set")
-        most = temperature * math.log(k)
+        most = temperature * math.log(max(k, 1))
         if not 0 <= slack <= most:
             raise ValueError(
                 f"slack={slack}: expected 0..{most:.3g}, in cosine; beyond, a draw looks at more rows than there are: "

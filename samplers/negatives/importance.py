@@ -32,7 +32,7 @@ from torch import Tensor
 from negbank.filters import Exclusions
 from negbank.proposals import PooledDistribution, Proposal, ProposalDistribution
 from negbank.snapshot import Snapshot
-from samplers.negatives.contract import EncodedBatch, Info, Negatives, require_drawn
+from samplers.negatives.contract import EncodedBatch, Info, Negatives, further_rows, require_drawn
 from samplers.negatives.index_draws import IndexDraws
 
 
@@ -101,8 +101,7 @@ class Importance:
         """
         ids, distribution = self._index(rows, self._index.queries(rows, queries))
         self._drawn = _Drawn(rows, ids, distribution)
-        wanted = ids.unique()
-        return wanted[~torch.isin(wanted, rows)]
+        return further_rows(ids, rows)
 
     def __call__(self, batch: EncodedBatch) -> tuple[Negatives, Info]:
         """See `NegativeSampler.__call__`.

@@ -125,7 +125,7 @@ class Moco:
         if state["ids"].shape != self.ids.shape:
             raise ValueError(f"queue: {len(state['ids'])} keys in the state, {len(self.ids)} here")
         self.ids.copy_(state["ids"])
-        self.keys = None if state["keys"] is None else state["keys"].clone()
+        self.keys = None if state["keys"] is None else state["keys"].to(self.ids.device, copy=True)
         self.position = state["position"]
 
 

@@ -109,7 +109,9 @@ def test_isogclr_is_the_paper_read_literally(per_view, relative):
 
 def gc_loss(mode, **options):
     """libauc's loss, in double precision."""
-    contrastive = pytest.importorskip("libauc.losses.contrastive", reason="pip install --no-deps libauc", exc_type=ImportError)
+    contrastive = pytest.importorskip(
+        "libauc.losses.contrastive", reason="pip install --no-deps libauc", exc_type=ImportError
+    )
     loss = contrastive.GCLoss(mode, N=N, **options).loss_fn
     for name, value in list(vars(loss).items()):
         if isinstance(value, torch.Tensor):

@@ -21,6 +21,7 @@ METHODS = {
     "simclr, learned temperature": {"type": "in_batch", "learn": True},
     "logQ": {"type": "importance", "draws": 8},
     "emc2": {"type": "emc2"},
+    "emc2, pool": {"type": "emc2", "pool": True},
     "sogclr": {"type": "sogclr", "decay": 4},
     "sogclr, as published": {"type": "sogclr", "per_view": False},
     "isogclr": {"type": "isogclr", "rate": 0.05},
@@ -67,7 +68,7 @@ def test_it_trains_and_goes_on_where_it_stopped(name, steps):
 
 def test_snapshots_are_built_for_those_that_read_them():
     reads = {name for name, options in METHODS.items() if assembly(options).trainer.refresher is not None}
-    assert reads == {"emc2", "logQ", "hardest", "hardest, as published", "negative cache, by the index"}
+    assert reads == {"emc2", "emc2, pool", "logQ", "hardest", "hardest, as published", "negative cache, by the index"}
 
 
 @pytest.mark.parametrize("name", ["sogclr", "isogclr", "emc2", "logQ"])
