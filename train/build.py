@@ -77,7 +77,9 @@ def build(config: Config, *, embedder: nn.Module | None = None, splits: Splits |
         )
     ablated = config.ablation.proposals if config.ablation.every is not None else []
     named = {f"ablation.proposals[{i}]": each for i, each in enumerate(ablated)}
-    for path, each in {"negatives.proposal": getattr(config.negatives, "proposal", None), **named}.items():
+    for section in ("negatives", "batches"):
+        named[f"{section}.proposal"] = getattr(getattr(config, section), "proposal", None)
+    for path, each in named.items():
         k = getattr(each, "k", 1)
         if k >= count:
             raise ValueError(f"{path}.k={k}: there are only {count - 1} other training rows; lower k")
@@ -208,13 +210,23 @@ def build_optimiser(config: Config, module: nn.Module, learned: Sequence[Tensor]
     return optimiser
 
 
-def build_batches(config: Config, num_rows: int, encode: Callable[[Tensor], Tensor]) -> BatchSampler:
-    """The batch sampler that `config.batches` names; `encode`: rows → fresh embeddings, for one that scores them."""
+def build_batches(
+    config: Config, num_rows: int, encode: Callable[[Tensor], Tensor], exclude: Exclusions | None = None
+) -> BatchSampler:
+    """The batch sampler that `config.batches` names.
+
+    Args:
+        encode: rows → fresh embeddings, for one that scores them.
+        exclude: rows that may not be drawn for one another, for one that draws; only the row itself by default.
+    """
     options = {k: v for k, v in vars(config.batches).items() if k not in ("type", "batch_size", "score", "groups")}
     if options.get("temperature", 1.0) is None:
         options["temperature"] = config.loss.temperature
     if getattr(config.batches, "score", "bank") == "fresh":
         options["encode"] = encode
+    if "proposal" in options:
+        allowed = Exclusions(num_rows) if exclude is None else exclude  # moved to the snapshot's device by the proposal
+        options["proposal"] = functools.partial(_proposal, options["proposal"], config, allowed, lambda: None)
     if getattr(config.batches, "groups", None) is not None:
         options["groups"] = torch.from_numpy(np.load(config.batches.groups, allow_pickle=False))
     random = generator(config.run.seed, "batches")
@@ -227,6 +239,7 @@ BATCHES: dict[str, Callable[..., BatchSampler]] = {
     "prosampler": batch_samplers.ProSampler,
     "spectral": batch_samplers.Spectral,
     "ordered": batch_samplers.Ordered,
+    "drawn": batch_samplers.Drawn,
 }
 
 Staleness = Callable[[], Probe | None]
@@ -324,7 +337,7 @@ def _emc2(config: Config, task: Task) -> NegativeSampler:
         temperature=config.loss.temperature,
         views=task.views,
         proposals=options.proposals,
-        proposal=functools.partial(_proposal, config, exclude, task.staleness),
+        proposal=functools.partial(_proposal, options.proposal, config, exclude, task.staleness),
         draws=options.draws,
         pool=options.pool,
         query=options.query,
@@ -344,7 +357,7 @@ def _importance(config: Config, task: Task) -> NegativeSampler:
     return Importance(
         task.num_rows,
         temperature=config.loss.temperature,
-        proposal=functools.partial(_proposal, config, exclude, task.staleness),
+        proposal=functools.partial(_proposal, options.proposal, config, exclude, task.staleness),
         draws=options.draws,
         pool=options.pool,
         query=options.query,
@@ -360,15 +373,15 @@ def _excluded(task: Task) -> Exclusions:
     return (Exclusions(task.num_rows) if task.exclude is None else task.exclude).to(task.device)
 
 
-def _proposal(config: Config, exclude: Exclusions, staleness: Staleness, snapshot: Snapshot) -> Proposal:
-    """The proposal that `config.negatives.proposal` names; its temperature is the loss's unless it has its own."""
-    options = {k: v for k, v in vars(config.negatives.proposal).items() if k != "type"}
+def _proposal(named: Any, config: Config, exclude: Exclusions, staleness: Staleness, snapshot: Snapshot) -> Proposal:
+    """The proposal that the section `named` names; its temperature is the loss's unless it has its own."""
+    options = {k: v for k, v in vars(named).items() if k != "type"}
     if options.get("temperature", 1.0) is None:
         options["temperature"] = config.loss.temperature
     if options.get("adapt"):
         options["probe"] = staleness()
         options["adapt"] = options["probe"] is not None
-    return PROPOSALS[config.negatives.proposal.type](snapshot, exclude=exclude, **options)
+    return PROPOSALS[named.type](snapshot, exclude=exclude, **options)
 
 
 NEGATIVES: dict[str, Callable[[Config, Task], NegativeSampler]] = {
@@ -399,7 +412,8 @@ def wants_snapshot(config: Config) -> bool:
     if config.negatives.type == "hardest" or getattr(config.negatives, "search", None) == "index":
         return True
     in_batch = getattr(config.negatives, "proposals", "index") == "in_batch"
-    return hasattr(config.negatives, "proposal") and not (in_batch and config.negatives.score == "fresh")
+    draws = getattr(config.negatives, "draws", 0) and not (in_batch and config.negatives.score == "fresh")
+    return hasattr(config.negatives, "proposal") and bool(draws)
 
 
 def choose_device(name: str) -> torch.device:

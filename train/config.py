@@ -305,6 +305,8 @@ def _impossible(config: Config) -> list[str]:
         problems.append(
             f"batches.batch_size: {config.batches.batch_size} is too small for encoder.norm=batch; use group"
         )
+    if getattr(getattr(config.batches, "proposal", None), "adapt", False):
+        problems.append("batches.proposal.adapt: staleness is measured for negatives alone; set temperature and floor")
     late = [step for step in config.gradient_error.steps if config.run.steps is not None and step > config.run.steps]
     if late:
         problems.append(f"gradient_error.steps: {late} of run.steps={config.run.steps} steps; leave them out")

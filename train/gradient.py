@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from negbank.bank import unit_rows
 from samplers.negatives import EncodedBatch
 from train.losses import surrogate
-from train.trainer import Trainer
+from train.trainer import Trainer, expected
 
 VIEW_SEED = 20_240_415
 ANCHORS, IMAGES = 256, 500
@@ -103,7 +103,7 @@ def _estimate(trainer: Trainer, views: Tensor) -> Tensor:
     if trainer.momentum_encoder is not None:
         with torch.no_grad():
             keys = trainer.momentum_encoder.eval()(views[:, rows].flatten(0, 1)).float()
-    batch = EncodedBatch.from_views(rows, embeddings, drawn, keys)
+    batch = EncodedBatch.from_views(rows, embeddings, drawn, keys, expected(trainer.batches, rows))
     loss = surrogate(batch, negatives(batch)[0], temperature=trainer.temperature)
     gradient = _flat(loss, trainer.embedder)
     after = negatives.state_dict()

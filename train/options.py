@@ -181,6 +181,16 @@ class OrderedBatches:
 
 
 @dataclass
+class DrawnBatches:
+    """Groups of a random row and rows that the index drew for it, with a known probability that two meet."""
+
+    type: str = "drawn"
+    batch_size: int = option(64, "rows a batch, B; each is seen under two views", low=2)
+    group: int = option(4, "rows of a group, a divisor of batch_size; for negatives: {type: importance}", low=1)
+    proposal: Any = field(default_factory=lambda: HeadTailProposal())
+
+
+@dataclass
 class InBatchNegatives:
     """SimCLR: the other views of the batch."""
 
@@ -359,7 +369,7 @@ class ImportanceNegatives:
 
     type: str = "importance"
     proposal: Any = field(default_factory=HeadTailProposal)
-    draws: int = option(64, "index draws: of the whole batch with pool, else of each row", low=1)
+    draws: int = option(64, "index draws: of the whole batch with pool, else of each row; 0: none", low=0)
     pool: bool = option(True, "all anchors share one pool of draws")
     query: str = option(
         "bank", "what the index is asked with; fresh: a second pass, no batch norm", choices=("bank", "fresh")
@@ -536,6 +546,7 @@ TYPES: dict[str, dict[str, type]] = {
         "prosampler": ProSamplerBatches,
         "spectral": SpectralBatches,
         "ordered": OrderedBatches,
+        "drawn": DrawnBatches,
     },
     "negatives": {
         "emc2": Emc2Negatives,
@@ -559,7 +570,7 @@ TYPES: dict[str, dict[str, type]] = {
     "optim": {"adamw": AdamOptim, "adam": AdamOptim, "sgd": SgdOptim, "lars": SgdOptim},
     "source": {"npy": NpySource, "snapshots": SnapshotsSource},
 }
-TYPES["proposals"] = TYPES["ablation.proposals"] = TYPES["negatives.proposal"]
+TYPES["proposals"] = TYPES["ablation.proposals"] = TYPES["batches.proposal"] = TYPES["negatives.proposal"]
 """Keys whose `type` picks their dataclass of options, of one value or of each in a list. The first is the default."""
 
 

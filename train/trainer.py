@@ -13,6 +13,7 @@ The trainer knows no method: a batch sampler says which rows meet, a negative sa
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -23,7 +24,7 @@ from negbank import EmbeddingBank, Refresher, Snapshot
 from negbank.bank import unit_rows
 from negbank.refresh import RefreshReport
 from samplers.batches import BatchSampler
-from samplers.negatives import EncodedBatch, NegativeSampler
+from samplers.negatives import EncodedBatch, Expected, NegativeSampler
 from train.data.images import Images
 from train.descent import Descent, NonFiniteError
 from train.losses import info_nce, surrogate
@@ -125,7 +126,7 @@ class Trainer:
                 drawn = self.negatives.draw(rows, unit_rows(first + second))
             if len(drawn):
                 embeddings = torch.cat((embeddings, self._embed(rows[:0], drawn)[0]))
-        batch = EncodedBatch.from_views(rows, embeddings, drawn, keys)
+        batch = EncodedBatch.from_views(rows, embeddings, drawn, keys, expected(self.batches, rows))
         with self.descent.timed("negatives"):
             negatives, info = self.negatives(batch)
             loss = surrogate(batch, negatives, temperature=self.temperature)
@@ -217,12 +218,23 @@ class Trainer:
             yield from self.batches
 
 
+def expected(batches: BatchSampler, rows: Tensor) -> Expected | None:
+    """What the batches say of the rows (B,) they handed out; None where they say nothing."""
+    return functools.partial(batches.expected, rows) if batches.known else None
+
+
 def require_fitting(negatives: NegativeSampler, batches: BatchSampler, encoder: nn.Module) -> None:
-    """Raise ValueError for in-batch proposals under batches that are not uniform, or fresh queries with batch norm."""
-    if negatives.in_batch and not batches.uniform:
+    """Raise ValueError for negatives that need to know more of the batches, or fresh queries with batch norm."""
+    name = type(batches).__name__
+    if negatives.requires == "uniform" and not batches.uniform:
         raise ValueError(
-            f"negatives: in-batch proposals need uniform batches, which {type(batches).__name__} batches are not; "
-            f"take proposals='index' or other negatives, or uniform batches"
+            f"negatives: in-batch proposals and averages need uniform batches, which {name} batches are not; take "
+            f"proposals='index' or other negatives, or uniform batches"
+        )
+    if negatives.requires == "known" and not batches.known:
+        raise ValueError(
+            f"negatives: batch=True weighs rows by how often they meet, which is not known of {name} batches; take "
+            f"batch=False, or uniform or drawn batches"
         )
     if negatives.fresh_queries and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in encoder.modules()):
         raise ValueError(

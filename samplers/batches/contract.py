@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Protocol
 
+from torch import Tensor
+
 from negbank.snapshot import Snapshot
 
 
@@ -17,12 +19,22 @@ class BatchSampler(Protocol):
     uniform: bool
     """Whether, given one row of a batch, the others are uniform over the rest: what in-batch proposals need."""
 
+    known: bool
+    """Whether `expected` can be asked."""
+
     def __iter__(self) -> Iterator[list[int]]: ...
 
     def __len__(self) -> int: ...
 
     def update(self, snapshot: Snapshot) -> None:
         """Plan from this version of the bank from now on; what was handed out stays handed out."""
+        ...
+
+    def expected(self, rows: Tensor, ids: Tensor) -> Tensor:
+        """How often row ids[j] is to be expected in a batch that holds rows[i]: (B, n) float64.
+
+        rows (B,): of a batch as it was handed out, in that order, under the snapshot in use. ids (n,): any rows.
+        """
         ...
 
     def set_epoch(self, epoch: int) -> None:

@@ -40,6 +40,8 @@ class Planned(Sampler[list[int]]):
 
     uniform = False
     """Whether, given one row of a batch, the others are uniform over the rest; never so under `max_per_group`."""
+    known = False
+    """Whether `expected` can be asked: always where batches are uniform."""
     disjoint = True
     """Whether an epoch deals out its rows, each once; otherwise every plan chooses from all rows."""
 
@@ -65,6 +67,7 @@ class Planned(Sampler[list[int]]):
         )
         self._max_per_group = max_per_group
         self.uniform = type(self).uniform and self._groups is None
+        self.known = type(self).known or self.uniform
         self._seed = int(torch.randint(2**62, (), generator=generator))
         self._snapshot: Snapshot | None = None
         self._prepared = False
@@ -116,6 +119,19 @@ class Planned(Sampler[list[int]]):
                 f"snapshot: {len(snapshot)} rows, the sampler has num_rows={self.num_rows}; make both for one data set"
             )
         self._snapshot, self._stale, self._prepared = snapshot, True, False
+
+    def expected(self, rows: Tensor, ids: Tensor) -> Tensor:
+        """How often row ids[j] is to be expected in a batch that holds rows[i]: (B, n) float64, (B − 1) / (N − 1).
+
+        Raises:
+            ValueError: where it is not known.
+        """
+        if not self.known:
+            raise ValueError(
+                f"{type(self).__name__}: how often two rows meet is not known; take uniform or drawn batches"
+            )
+        share = (len(rows) - 1) / (self.num_rows - 1)
+        return torch.full((len(rows), len(ids)), share, dtype=torch.float64, device=rows.device)
 
     def set_epoch(self, epoch: int) -> None:
         """Start epoch `epoch` from its first batch."""

@@ -3,7 +3,7 @@
 L = mean_i β (Σ_r w_ir s_ir − p_i s_i⁺),    w, p detached,    p_i = Σ_r w_ir unless a method says otherwise
 """
 
-from samplers.negatives.contract import EncodedBatch, Info, Negatives, NegativeSampler
+from samplers.negatives.contract import EncodedBatch, Expected, Info, Negatives, NegativeSampler
 from samplers.negatives.emc2 import Emc2
 from samplers.negatives.gumbel import NegativeCache
 from samplers.negatives.hardest import Hardest
@@ -16,6 +16,7 @@ from samplers.negatives.sogclr import ISogClr, SogClr
 __all__ = [
     "Emc2",
     "EncodedBatch",
+    "Expected",
     "Hardest",
     "ISogClr",
     "Importance",

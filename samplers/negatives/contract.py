@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -13,6 +13,8 @@ from negbank.snapshot import Snapshot
 
 Info = dict[str, float]
 """What a sampler reports of one step, for logs."""
+Expected = Callable[[Tensor], Tensor]
+"""`BatchSampler.expected` of a batch's rows."""
 
 
 class EncodedBatch(NamedTuple):
@@ -22,7 +24,8 @@ class EncodedBatch(NamedTuple):
     positives (V·B, D): the positive of every anchor. drawn_rows (E,): further distinct rows that the sampler asked
     for, none of them in `rows`; drawn (E, D). keys (V·B, D): what anchors are contrasted with in place of the anchors
     themselves, in their order: the same views by a momentum encoder, or the same rows by a second encoder; None
-    without one.
+    without one. expected: ids (n,) → (B, n), how often a row is to be expected in a batch that holds row i; None where
+    the batch's other rows are uniform draws.
     """
 
     rows: Tensor
@@ -31,10 +34,16 @@ class EncodedBatch(NamedTuple):
     drawn_rows: Tensor
     drawn: Tensor
     keys: Tensor | None = None
+    expected: Expected | None = None
 
     @classmethod
     def from_views(
-        cls, rows: Tensor, embeddings: Tensor, drawn_rows: Tensor | None = None, keys: Tensor | None = None
+        cls,
+        rows: Tensor,
+        embeddings: Tensor,
+        drawn_rows: Tensor | None = None,
+        keys: Tensor | None = None,
+        expected: Expected | None = None,
     ) -> EncodedBatch:
         """Split the output of one forward pass over [first views, second views, drawn rows]: (2·B + E, D).
 
@@ -53,11 +62,17 @@ class EncodedBatch(NamedTuple):
             raise ValueError(f"keys: {len(keys)} rows, expected one for each of 2·{count} views")
         anchors, drawn = embeddings.split((2 * count, len(drawn_rows)))
         first, second = (anchors if keys is None else keys).split(count)
-        return cls(rows, anchors, torch.cat((second, first)), drawn_rows, drawn, keys)
+        return cls(rows, anchors, torch.cat((second, first)), drawn_rows, drawn, keys, expected)
 
     @classmethod
     def from_pairs(
-        cls, rows: Tensor, anchors: Tensor, keys: Tensor, drawn_rows: Tensor | None = None, drawn: Tensor | None = None
+        cls,
+        rows: Tensor,
+        anchors: Tensor,
+        keys: Tensor,
+        drawn_rows: Tensor | None = None,
+        drawn: Tensor | None = None,
+        expected: Expected | None = None,
     ) -> EncodedBatch:
         """One direction of two-way contrast: anchors (B, D) of one encoder against rows of another one.
 
@@ -74,7 +89,7 @@ class EncodedBatch(NamedTuple):
                 f"rows: {len(rows)} for {len(anchors)} anchors and {len(keys)} keys, {len(drawn_rows)} drawn rows for "
                 f"{len(drawn)} embeddings; expected one each"
             )
-        return cls(rows, anchors, keys, drawn_rows, drawn, keys)
+        return cls(rows, anchors, keys, drawn_rows, drawn, keys, expected)
 
     @property
     def views(self) -> int:
@@ -132,8 +147,8 @@ def require_drawn(drawn: Tensor | None, batch: EncodedBatch) -> None:
 class NegativeSampler(Protocol):
     """One step: `draw`, encode views and drawn rows together, call. `update` when a new snapshot is swapped in."""
 
-    in_batch: bool
-    """Whether the batch's rows are taken for uniform draws: then only uniform batches fit."""
+    requires: str
+    """Of which batches it knows what their rows are: "uniform" draws, batches of "known" `expected`, or "any"."""
     fresh_queries: bool
     """Whether `draw` wants the fresh embeddings: then views are encoded first, and drawn rows in a second pass."""
     momentum: float | None

@@ -141,7 +141,8 @@ class Emc2:
                 f"batch_views='all': a pool, and bank scores, offer rows once and not by view; take 'one', or "
                 f"pool=False and score='fresh' (now pool={pool}, score={score!r})"
             )
-        self.in_batch = proposals != "index"
+        self._in_batch = proposals != "index"
+        self.requires = "uniform" if self._in_batch else "any"
         self._num_rows, self._temperature, self._views = num_rows, temperature, views
         self._burn_in, self._score, self._persistent = burn_in, score, start == "persistent"
         self._all_views = batch_views == "all"
@@ -226,7 +227,7 @@ class Emc2:
         if self._index.pool and log_q is not None:
             proposals = _shuffle(torch.cat((batch, index), 1), self._generator)
             kernels = torch.zeros(proposals.shape[1], dtype=torch.int64)
-            if self.in_batch:
+            if self._in_batch:
                 expected = (len(rows) - 1) / (self._num_rows - 1) / self._index.count
                 log_q = torch.logaddexp(log_q, log_q.new_tensor(expected).log())  # up to a constant, which drops out
             log_q = log_q.expand(len(rows), -1)[None]
@@ -264,7 +265,7 @@ class Emc2:
 
     def _batch_order(self, rows: int, inside: int) -> Tensor:
         """Columns of the in-batch steps, the same for all chains: every row of the batch once, or every view once."""
-        if not self.in_batch:
+        if not self._in_batch:
             return torch.empty(0, dtype=torch.int64)
         if self._all_views:
             return torch.randperm(inside, generator=self._generator)

@@ -185,7 +185,7 @@ class NegativeCache:
             slack outside 0..τ log k, or an unknown search or query.
     """
 
-    in_batch = False
+    requires = "any"
     momentum: float | None = None
     learned: Sequence[Tensor] = ()
 

@@ -53,7 +53,7 @@ class Hardest:
         ValueError: for a temperature ≤ 0, a k outside 1..N−1, draws outside 1..k, or an unknown query or weights.
     """
 
-    in_batch = False
+    requires = "any"
     momentum: float | None = None
     learned: Sequence[Tensor] = ()
 

@@ -11,8 +11,10 @@ the positive to the denominator, as InfoNCE does.
     own draws    n_i(j) = M q_i(j)
     pool         n(j)   = M q̄(j),  q̄(j) = (1/B) Σ_b q_b(j): M draws for the whole batch, from the mean proposal of its
                           rows. Every anchor uses all of them, so a drawn row costs one encoding and serves 2B anchors.
-    + batch      n(j)   = M q̄(j) + V(B − 1)/(N − 1): the batch's other rows are uniform draws of D_i, each V times.
-                          This is the balance heuristic of multiple importance sampling (Veach & Guibas 1995, eq. 14).
+    + batch      n_i(j) = M q̄(j) + V n_i^B(j): the batch's other rows are candidates, too, each V times. n_i^B(j) is how
+                          often j is to be expected in a batch that holds i, (B − 1)/(N − 1) where batches are uniform;
+                          others say it of themselves (`BatchSampler.expected`, batches/drawn.py). This is the
+                          balance heuristic of multiple importance sampling (Veach & Guibas 1995, eq. 14).
 
 Z_i is unbiased for own draws, with or without the batch, and for the pool alone. For the pool with the batch it is so
 up to terms of order 1/B: q̄ is the mean over the batch's own rows, and so knows which rows are in it.
@@ -49,16 +51,17 @@ class Importance:
         num_rows: N.
         temperature: τ = 1/β.
         proposal: snapshot → proposal; before the first snapshot draws are uniform.
-        draws: M: with `pool` for the whole batch, otherwise for each row, shared by its views.
+        draws: M: with `pool` for the whole batch, otherwise for each row, shared by its views; 0: the batch alone.
         pool: whether all anchors share one pool.
         query: "bank", or "fresh": draws are asked for with the rows' fresh embeddings.
-        batch: whether the batch's other rows are candidates as well; needs uniform batches.
+        batch: whether the batch's other rows are candidates as well; needs uniform or `drawn` batches.
         positive: whether the positive is in the denominator.
         exclude: rows that are no negatives of each other; only the anchor's own row by default.
         generator: of all random draws; on the CPU.
 
     Raises:
-        ValueError: for a temperature ≤ 0, draws < 1, or an unknown query.
+        ValueError: for a temperature ≤ 0, draws < 0, neither draws nor the batch, draws without a proposal, or an
+            unknown query.
     """
 
     momentum: float | None = None
@@ -69,7 +72,7 @@ class Importance:
         num_rows: int,
         *,
         temperature: float,
-        proposal: Callable[[Snapshot], Proposal],
+        proposal: Callable[[Snapshot], Proposal] | None = None,
         draws: int = 64,
         pool: bool = True,
         query: str = "bank",
@@ -80,11 +83,22 @@ class Importance:
     ) -> None:
         if not temperature > 0:
             raise ValueError(f"temperature={temperature}: expected a value above 0")
-        self.in_batch = batch
+        if draws < 0 or (not draws and not batch) or (draws and proposal is None):
+            raise ValueError(
+                f"draws={draws}, batch={batch}, proposal={proposal}: expected draws from a proposal, or draws=0 and "
+                f"batch=True for the batch alone"
+            )
+        self.requires, self._batch = "known" if batch else "any", batch
         self._num_rows, self._temperature, self._positive, self._generator = num_rows, temperature, positive, generator
         self._exclude = Exclusions(num_rows) if exclude is None else exclude
         self._index = IndexDraws(
-            proposal, draws=draws, pool=pool, stratified=True, query=query, exclude=self._exclude, generator=generator
+            proposal if draws else None,
+            draws=draws,
+            pool=pool and draws > 0,
+            stratified=True,
+            query=query,
+            exclude=self._exclude,
+            generator=generator,
         )
         self.fresh_queries = self._index.fresh
         self._drawn: _Drawn | None = None
@@ -142,8 +156,9 @@ class Importance:
         times = times.scatter_add_(1, at, torch.ones_like(at, dtype=torch.float64)) / repeats
         expected = self._index.count * log_q.exp()
         times = times[:, column]
-        if self.in_batch:
-            expected = expected + batch.views * (count - 1) / (self._num_rows - 1)
+        if self._batch:
+            others = (count - 1) / (self._num_rows - 1) if batch.expected is None else batch.expected(distinct)
+            expected = expected + batch.views * others
             times = times + (torch.arange(len(ids), device=ids.device) < len(batch.anchors))
         log_ratio = (times / expected[:, column]).log()
         return torch.where(outside[:, column], -torch.inf, log_ratio).float()

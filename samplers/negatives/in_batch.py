@@ -35,7 +35,7 @@ class InBatch:
         ValueError: for a temperature ≤ 0, or with `learn` one below `lowest`, or a `lowest` ≤ 0.
     """
 
-    in_batch = False
+    requires = "any"
     fresh_queries = False
     momentum: float | None = None
 

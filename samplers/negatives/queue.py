@@ -42,7 +42,7 @@ class Moco:
         ValueError: for a temperature ≤ 0, a negative queue, or a momentum outside [0, 1).
     """
 
-    in_batch = False
+    requires = "any"
     fresh_queries = False
     learned: Sequence[Tensor] = ()
 

@@ -44,7 +44,7 @@ class Reweighted:
         ValueError: for a temperature ≤ 0, a prior outside [0, 1), or a negative concentration.
     """
 
-    in_batch = False
+    requires = "any"
     fresh_queries = False
     momentum: float | None = None
     learned: Sequence[Tensor] = ()

@@ -120,7 +120,7 @@ class SogClr:
         ValueError: for a temperature ≤ 0, or as `MovingAverages`.
     """
 
-    in_batch = True
+    requires = "uniform"
     fresh_queries = False
     momentum: float | None = None
     learned: Sequence[Tensor] = ()
@@ -192,7 +192,7 @@ class ISogClr:
             outside (0, 1], or as `MovingAverages`.
     """
 
-    in_batch = True
+    requires = "uniform"
     fresh_queries = False
     momentum: float | None = None
     learned: Sequence[Tensor] = ()

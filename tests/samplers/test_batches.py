@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from negbank import Snapshot
-from samplers.batches import Knn, Ordered, ProSampler, Spectral, Uniform
+from negbank.proposals import Nearest
+from samplers.batches import Drawn, Knn, Ordered, ProSampler, Spectral, Uniform
 
 ROWS = 53
 SAMPLERS = {
@@ -18,9 +21,10 @@ SAMPLERS = {
     ),
     "spectral": lambda *sizes, **options: Spectral(*sizes, group=2, restarts=2, **options),
     "spectral, global": lambda *sizes, **options: Spectral(*sizes, scope="global", **options),
+    "drawn": lambda *sizes, **options: Drawn(*sizes, proposal=partial(Nearest, k=5), **options),
     "ordered": lambda *sizes, **options: Ordered(*sizes, pool=3, keep=2, **options),
 }
-COVERING = [name for name in SAMPLERS if "walk" not in name and name != "ordered"]
+COVERING = [name for name in SAMPLERS if "walk" not in name and name not in ("drawn", "ordered")]
 every = pytest.mark.parametrize("name", SAMPLERS)
 covering = pytest.mark.parametrize("name", COVERING)
 
@@ -252,7 +256,7 @@ def test_walks_that_overlap_are_spread_as_far_as_they_can_be():
         ({"groups": torch.arange(50) // 25, "max_per_group": 3}, "2 groups have 6 rows for a batch of batch_size=8"),
     ],
 )
-@every
+@pytest.mark.parametrize("name", [name for name in SAMPLERS if name != "drawn"])  # it has its proposal's exclusions
 def test_groups_that_do_not_fit_are_refused(name, options, message):
     with pytest.raises(ValueError, match=message):
         make(name, 50, **options)

@@ -116,8 +116,8 @@ def test_bad_input_is_named(data):
     _, snapshot = data
     with pytest.raises(ValueError, match="temperature=0"):
         sampler(snapshot, temperature=0)
-    with pytest.raises(ValueError, match="draws=0"):
-        sampler(snapshot, draws=0)
+    with pytest.raises(ValueError, match="draws=-1"):
+        sampler(snapshot, draws=-1)
     made = sampler(snapshot)
     made.draw(torch.arange(4))
     with pytest.raises(RuntimeError, match="call draw"):

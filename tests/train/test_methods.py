@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from train.build import build
-from train.config import parse
+from train.config import ConfigError, parse
 from train.options import TYPES
 from train.trainer import Trainer
 
@@ -71,11 +71,29 @@ def test_snapshots_are_built_for_those_that_read_them():
     assert reads == {"emc2", "emc2, pool", "logQ", "hardest", "hardest, as published", "negative cache, by the index"}
 
 
-@pytest.mark.parametrize("name", ["sogclr", "isogclr", "emc2", "logQ"])
+@pytest.mark.parametrize("name", ["sogclr", "isogclr", "emc2"])
 def test_what_counts_on_uniform_batches_is_refused_with_others(name):
     with pytest.raises(ValueError, match="need uniform batches, which Knn batches are not"):
         assembly(METHODS[name], batches={"type": "knn", "batch_size": 12})
     assembly(METHODS["hcl"], batches={"type": "knn", "batch_size": 12})
+
+
+def test_drawn_batches_train_and_go_on_where_they_stopped(steps):
+    """With the batch alone, and with index draws; sampled softmax knows what was expected of knn batches as little."""
+    batches = {"type": "drawn", "batch_size": 12, "group": 3, "proposal": {"type": "nearest", "k": 20}}
+    for negatives in ({"type": "importance", "draws": 0}, METHODS["logQ"]):
+        first = assembly(negatives, batches=batches).trainer
+        steps(first, 5)
+        state, snapshot = copy.deepcopy(first.state_dict()), first.refresher.snapshot
+        expected = steps(first, 3)
+        second = assembly(negatives, batches=batches).trainer
+        second.load_state_dict(state, snapshot)
+        assert steps(second, 3) == expected
+    assert "extra_encodings" in expected[0]
+    with pytest.raises(ValueError, match="which is not known of Knn batches"):
+        assembly(METHODS["logQ"], batches={"type": "knn", "batch_size": 12})
+    with pytest.raises(ConfigError, match="staleness is measured for negatives alone"):
+        assembly(METHODS["logQ"], batches={**batches, "proposal": {"type": "nearest", "adapt": True}})
 
 
 @pytest.mark.gpu
@@ -97,7 +115,7 @@ def test_a_learned_temperature_is_trained_without_weight_decay_and_reported(step
 
 def test_the_trainer_names_no_method():
     source = inspect.getsource(Trainer)
-    assert not [name for name in TYPES["negatives"] if name in source.replace("negatives.in_batch", "")]
+    assert not [name for name in TYPES["negatives"] if name in source]
 
 
 class Recorder(nn.Module):

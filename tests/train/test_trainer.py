@@ -159,10 +159,13 @@ def test_a_proposal_adapts_to_the_newest_probe():
 
 def test_in_batch_proposals_need_uniform_batches():
     batches, negatives = Uniform(ROWS, 10), InBatch(temperature=0.2)
-    batches.uniform, negatives.in_batch = False, True
+    batches.uniform, negatives.requires = False, "uniform"
     with pytest.raises(ValueError, match="in-batch proposals need uniform batches"):
         make(negatives, batches)
-    negatives.in_batch = False
+    negatives.requires, batches.known = "known", False
+    with pytest.raises(ValueError, match="which is not known of Uniform batches"):
+        make(negatives, batches)
+    negatives.requires = "any"
     make(negatives, batches)
 
 

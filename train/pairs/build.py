@@ -52,7 +52,7 @@ def build_pairs(
         raise ValueError(f"batches.batch_size={config.batches.batch_size}: there are {num_rows} pairs; choose from 2..")
     device, seed = choose_device(config.run.device), config.run.seed
     encoders = nn.ModuleList([left[0], right[0]]).to(device)
-    batches = build_batches(config, num_rows, functools.partial(encode, *left))
+    batches = build_batches(config, num_rows, functools.partial(encode, *left), exclude)
     steps = config.run.steps or config.run.epochs * len(batches)  # type: ignore[operator]
     if config.optim.warmup >= steps:
         raise ValueError(f"optim.warmup={config.optim.warmup}: the run has only {steps} steps; make it shorter")

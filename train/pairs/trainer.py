@@ -29,7 +29,7 @@ from samplers.negatives import EncodedBatch, NegativeSampler
 from train.descent import Descent
 from train.losses import info_nce, surrogate
 from train.measures import mean_cosine
-from train.trainer import require_fitting
+from train.trainer import expected, require_fitting
 
 Read = Callable[[Tensor, torch.Generator | None], Any]
 """Rows (n,) on the CPU → an encoder's input, where the encoder is; with a generator under a random view drawn by it."""
@@ -165,7 +165,7 @@ class PairTrainer:
         losses, values, info = [], [], {}
         for way, (side, _) in enumerate(self._ways):
             anchors, (keys, drawn) = embedded[way][: len(rows)], embedded[1 - way].split((len(rows), len(asked[way])))
-            batch = EncodedBatch.from_pairs(rows, anchors, keys, asked[way], drawn)
+            batch = EncodedBatch.from_pairs(rows, anchors, keys, asked[way], drawn, expected(self.batches, rows))
             negatives, found = side.negatives(batch)
             losses.append(surrogate(batch, negatives, temperature=self.temperature))
             values.append(info_nce(batch, temperature=self.temperature))
