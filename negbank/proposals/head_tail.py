@@ -1,15 +1,16 @@
 """The softmax over the whole bank, row by row where it is high and cell by cell where it is low:
 
     q_i(j) = λ / |D_i| + (1 − λ) · e_i(j) / Z_i
-    e_i(j) = max{exp(s̃_ij / τ), t exp(a_i(c(j)))}     j ∈ T_i, the top k of the index within D_i
-             t exp(a_i(c(j)))                          the other indexed rows, one value for a cell (cell_scores.py)
-    Z_i    = t Σ_c n_i(c) exp(a_i(c)) + Σ_{j ∈ T_i} [exp(s̃_ij / τ) − t exp(a_i(c(j)))]₊
+    e_i(j) = exp(s̃_ij / τ)                            j ∈ T_i, the top k of the index within D_i
+             b_i(c(j))                                the other indexed rows, one value for a cell
+    b_i(c) = min{t exp(a_i(c)), min_{j ∈ T_i} exp(s̃_ij / τ)}                  a_i(c): cell_scores.py
+    Z_i    = Σ_c n_i(c) b_i(c) + Σ_{j ∈ T_i} [exp(s̃_ij / τ) − b_i(c(j))]
 
 with n_i(c) the rows of cell c in D_i, counted exactly (cell_rows.py). That is a mixture, and so it is drawn: a cell and
-one of its rows uniformly, or a row of the head by what its score exceeds its cell's. Cells need not know who is in the
-head; and a stale score that puts a row far below its cell is not believed. t < 1, since the isotropic spread overstates
-the tail. Rows never written are reached by the floor alone. Whether j lies in T_i is asked of the ids that the search
-returned, never of a score threshold.
+one of its rows uniformly, or a row of the head by what its score exceeds its cell's; cells need not know who is in the
+head. No row outside of a true top k scores higher than its last one, whatever its cell's mean says. t < 1, since the
+isotropic spread overstates the tail. Rows never written are reached by the floor alone. Whether j lies in T_i is asked
+of the ids that the search returned, never of a score threshold.
 """
 
 from __future__ import annotations
@@ -103,15 +104,17 @@ class HeadTailDistribution:
     ) -> None:
         self._rows, self._cells, self._exclude = rows, cells, exclude
         self._head, order = by_id(head)
-        top = cells.mask_(logits).amax(1, keepdim=True)
-        if head.shape[1]:
-            top = torch.maximum(top, head_logits.amax(1, keepdim=True).float())
-        top = torch.where(top == -torch.inf, 0.0, top)
+        ends = torch.nn.functional.pad(head_logits, (0, 1), value=-torch.inf)
+        top = ends.amax(1, keepdim=True).float()
+        last = torch.where(ends == -torch.inf, torch.inf, ends).amin(1, keepdim=True).float()
+        if bool((top == -torch.inf).any()):  # no head: the best cell
+            top = torch.where(top == -torch.inf, cells.mask_(logits).amax(1, keepdim=True), top)
+            top = torch.where(top == -torch.inf, 0.0, top)
         # e_i of a cell's row is single precision by definition; sums and quotients, and so normalisation, are double.
-        self._of_row = logits.sub_(top).exp_()
+        self._of_row = torch.minimum(logits, last, out=logits).sub_(top).exp_()
         of_head = (head_logits.gather(1, order) - top).exp()
         own = cells.cell_of(self._head).clamp_(min=0)  # of no meaning where there is no row: of_head is 0 there
-        self._excess = of_head.sub_(self._of_row.gather(1, own)).clamp_(min=0)
+        self._excess = of_head.sub_(self._of_row.gather(1, own)).clamp_(min=0)  # below 0 by rounding alone
         mass = self._excess.new_empty(len(head), head.shape[1] + logits.shape[1])
         mass[:, : head.shape[1]] = self._excess
         cells.mass(self._of_row, out=mass[:, head.shape[1] :])

@@ -150,7 +150,7 @@ def cell_logit(snapshot, i, cell, temperature):
 @pytest.mark.parametrize("kind", SNAPSHOTS)
 @pytest.mark.parametrize("k", [0, 9])
 def test_cells_and_head_tail_are_their_formulas(clustered, exclude, kind, k):
-    """Naive loops over rows: e_i(j) by the row's cell, and of the head by its score where that is more."""
+    """Naive loops over rows: e_i(j) by the row's cell, never more than the head's last; of the head by its score."""
     snapshot, temperature, floor = Snapshot.build(clustered(N, spread=0.7), **SNAPSHOTS[kind]), 0.2, 0.3
     anchors, ids = everyone(snapshot)
     exclude = EXCLUDE[exclude]
@@ -166,12 +166,13 @@ def test_cells_and_head_tail_are_their_formulas(clustered, exclude, kind, k):
     for i in range(0, N, 7):
         head = [j for j in found.ids[i].tolist() if may[i, j]][:k]
         weight = torch.zeros(N, dtype=torch.float64)
+        near = {j: float(snapshot.vectors[i] @ snapshot.vectors[j]) / temperature for j in head}
+        last = min(near.values(), default=math.inf)
         for j in range(N):
             cell = int(snapshot.cells.assignment[j])
             if may[i, j] and cell >= 0:
-                weight[j] = cell_logit(snapshot, i, cell, temperature) + (math.log(0.5) if k else 0.0)
-            if may[i, j] and j in head:
-                weight[j] = max(weight[j], float(snapshot.vectors[i] @ snapshot.vectors[j]) / temperature)
+                weight[j] = min(cell_logit(snapshot, i, cell, temperature) + (math.log(0.5) if k else 0.0), last)
+            weight[j] = near.get(j, weight[j])
         weight = torch.where(weight != 0, weight.exp(), 0.0)
         expected = floor * may[i] / may[i].sum() + (1 - floor) * weight / weight.sum()
         torch.testing.assert_close(q[i], expected, atol=1e-8, rtol=1e-5)
