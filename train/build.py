@@ -9,12 +9,14 @@ import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from negbank import EmbeddingBank, Exclusions, Refresher, Snapshot
+from negbank.index import FaissIndex
 from negbank.proposals import Cells, HeadTail, Nearest, Probe, Proposal, StaleSoftmax, Uniform, measure
 from samplers import batches as batch_samplers
 from samplers.batches import BatchSampler
@@ -64,7 +66,8 @@ def build(config: Config, *, embedder: nn.Module | None = None, splits: Splits |
         splits: your own images instead of `config.data`.
 
     Raises:
-        ValueError: for what only the data can tell: a batch or a k larger than the data set, a name with no data.
+        ValueError: for what only the data can tell: a batch or a k larger than the data set, a name with no data; and
+            for an index or labels that cannot be read.
     """
     device = choose_device(config.run.device)
     precision = choose_precision(config.run.precision, device)
@@ -97,11 +100,13 @@ def build(config: Config, *, embedder: nn.Module | None = None, splits: Splits |
         trainer.encodings += len(rows)
         return inference.embeddings(splits.train, rows)
 
+    require_groups(config)
     batches = build_batches(config, count, encode)
     refresher = None
     task = Task(count, device, generator(seed, "negatives"), lambda: None if refresher is None else refresher.staleness)
     negatives = build_negatives(config, task)
     if wants_snapshot(config):
+        require_factory(config.index.factory, width)
         unit = len(batches) if config.refresh.unit == "epochs" else 1
         refresher = Refresher(
             bank,
@@ -228,6 +233,36 @@ BATCHES: dict[str, Callable[..., BatchSampler]] = {
     "spectral": batch_samplers.Spectral,
     "ordered": batch_samplers.Ordered,
 }
+
+
+def require_groups(config: Config) -> None:
+    """Raise ValueError unless `config.batches.groups`, where there is one, is an .npy file of integers."""
+    path = getattr(config.batches, "groups", None)
+    if path is None:
+        return
+    remedy = "give an .npy file of integer labels (N,), as numpy.save writes it"
+    try:
+        found = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
+        raise ValueError(f"batches.groups={path}: not readable ({error}); {remedy}") from None
+    if not isinstance(found, np.ndarray):
+        found.close()
+        raise ValueError(f"batches.groups={path}: an archive of arrays; {remedy}")
+    if found.dtype.kind not in "iu":
+        raise ValueError(f"batches.groups={path}: holds {found.dtype}; {remedy}")
+
+
+def require_factory(factory: str, width: int) -> None:
+    """Raise ValueError for a factory string that Faiss refuses, before the first refresh would."""
+    try:
+        if factory != "exact":
+            FaissIndex(torch.eye(1, width), factory=factory)
+    except ValueError as error:
+        if "refuses" in str(error):
+            raise ValueError(f"index.{error}; take auto, exact, or one such as IVF1024,Flat") from None
+    except RuntimeError:  # one row is too few to train most of those that Faiss knows
+        pass
+
 
 Staleness = Callable[[], Probe | None]
 """The newest probe of the snapshot in use, if one was taken."""

@@ -91,6 +91,7 @@ def test_keys_lists_them(capsys):
         (["train", "CONFIG", "negatives.type=emc"], "did you mean 'emc2'?"),
         (["train", "CONFIG", "batches.batch_size=9999"], "batches.batch_size=9999"),
         (["train", "CONFIG", "negatives.proposal.k=9999"], "negatives.proposal.k=9999"),
+        (["train", "CONFIG", "index.factory=bogus"], "index.factory='bogus': Faiss refuses"),
         (["train", "CONFIG", "run.dir=${oc.env:HOME}"], "asks a resolver"),
         (["train", "CONFIG", "data.type=image_folder", "data.root=nowhere"], "nowhere"),
     ],

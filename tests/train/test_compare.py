@@ -137,6 +137,30 @@ def test_an_override_changes_a_method(tmp_path):
     assert notes == ["methods.moco.negatives.type=dcl: dropped methods.moco.negatives.queue, an option of moco"]
 
 
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ({"negatives": {"type": "importance", "query": "fresh"}}, "query='fresh' encodes drawn rows"),
+        ({"negatives": {"type": "emc2"}, "batches": {"type": "knn", "neighbors": 5}}, "need uniform batches"),
+        ({"negatives": {"type": "hardest", "k": 400}}, "k=400: expected 1..299"),
+        ({"negatives": {"type": "in_batch"}, "batches": {"type": "knn", "neighbors": 400}}, "neighbors=400"),
+        ({"negatives": {"type": "in_batch"}, "batches": {"type": "ordered", "pool": 2, "keep": 3}}, "keep=3"),
+        ({"negatives": {"type": "isogclr", "lowest": 0.2}}, "lowest=0.2, highest=0.7"),
+        ({**METHODS["logq"], "index": {"factory": "bogus"}}, "index.factory='bogus': Faiss refuses"),
+        ({"batches": {"type": "knn", "neighbors": 5, "groups": "none.npy"}}, "batches.groups=none.npy: not readable"),
+    ],
+)
+def test_what_does_not_fit_the_data_is_said_before_anything_runs(method, message, tmp_path, in_process):
+    ran, _ = in_process
+    with pytest.raises(ConfigError) as error:
+        from_config(comparison(tmp_path / "out", methods={"simclr": METHODS["simclr"], "bad": method}))
+    (problem,) = error.value.problems
+    assert problem.startswith("methods.bad: ")
+    assert message in problem
+    assert not ran
+    assert not (tmp_path / "out").exists()
+
+
 # --- cells and budgets ------------------------------------------------------------------------------------------------
 
 
@@ -286,11 +310,11 @@ def test_two_processes_at_once_and_one_that_fails(tmp_path):
     from_config(config)
     assert len(read(tmp_path / "results.csv")) == 2
     assert "written to" in (tmp_path / "moco" / "steps" / "lr0.001" / "seed0" / "log.txt").read_text()
-    bad = comparison(
-        tmp_path / "bad", base={**RUN, "batches": {"batch_size": 400}}, methods={"a": None}, equal=["steps"]
-    )
-    with pytest.raises(CompareError, match=r"a, equal steps, lr 0.001, seed 0: its run ended with 2: .*batch_size=400"):
-        from_config(bad)
+    taken = tmp_path / "bad" / "a" / "steps" / "lr0.001" / "seed0" / "tensorboard"
+    taken.parent.mkdir(parents=True)
+    taken.write_text("no folder")
+    with pytest.raises(CompareError, match=r"a, equal steps, lr 0.001, seed 0: its run ended with 1: .*tensorboard"):
+        from_config(comparison(tmp_path / "bad", methods={"a": None}, equal=["steps"]))
 
 
 def test_a_run_that_diverges_is_told_from_one_that_fails(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,14 +13,15 @@ from types import FrameType
 import yaml
 
 from train.ablation.average import write_csv
+from train.build import build, choose_device, load_data
 from train.checkpoint import replace
 from train.compare import report
 from train.compare.cells import ENCODINGS, STEPS, Cell, Cells, Curve
 from train.compare.figures import draw_accuracy
 from train.compare.processes import CompareError, diverged, execute, finished, prepare
 from train.compare.results import curve, gradients, rows, summarise
-from train.config import method_configs, to_dict
-from train.options import Comparison
+from train.config import ConfigError, method_configs, to_dict
+from train.options import Comparison, Config
 
 
 def from_config(comparison: Comparison) -> str:
@@ -28,11 +30,11 @@ def from_config(comparison: Comparison) -> str:
     Everything is drawn from the folders of its runs: called for one that has finished, it writes the results anew.
 
     Raises:
-        ConfigError: for a method's configuration, before anything runs.
+        ConfigError: for a method's configuration, or what of it does not fit the data, before anything runs.
         CompareError: for a run of another configuration in a cell's folder, or one that fails.
     """
     configs = method_configs(comparison)
-    work = _Work(comparison, Cells(comparison, configs))
+    work = _Work(comparison, configs)
     with _stopped_by_sigterm():
         work.run()
     return report.text_table(summarise(rows(work.cells)))
@@ -41,8 +43,9 @@ def from_config(comparison: Comparison) -> str:
 class _Work:
     """The cells so far known, and how many more there will be at most."""
 
-    def __init__(self, comparison: Comparison, plan: Cells) -> None:
-        self.comparison, self.plan, self.folder = comparison, plan, Path(comparison.out)
+    def __init__(self, comparison: Comparison, configs: Mapping[str, Config]) -> None:
+        self.comparison, self.configs, self.folder = comparison, configs, Path(comparison.out)
+        self.plan, self.checked = Cells(comparison, configs), False
         self.cells: list[Cell] = []
         self.left = 0  # cells that are not known yet
         self.started, self.executed = time.perf_counter(), 0
@@ -90,9 +93,12 @@ class _Work:
 
     def _complete(self, cells: Sequence[Cell], *, report: bool = True) -> None:
         """Run those of `cells` that are not finished; with `report` they are part of the results."""
+        waiting = [cell for cell in cells if not finished(cell)]
+        if waiting and not self.checked:
+            require_fitting(self.configs)
+            self.checked = True
         prepare(cells)
         self.cells += cells if report else []
-        waiting = [cell for cell in cells if not finished(cell)]
         if len(waiting) < len(cells):
             print(f"{len(cells) - len(waiting)} of {len(cells)} runs are finished already", flush=True)
         with closing(execute(waiting, self.comparison.jobs)) as done:
@@ -127,6 +133,24 @@ class _Work:
             if measured:
                 write_csv(measured, self.folder / "gradient.csv")
             report.write(self.folder, found, averages, measured, settings)
+
+
+def require_fitting(configs: Mapping[str, Config]) -> None:
+    """Make the objects of every method's run once, on the CPU and over the same data, and drop them again.
+
+    Raises:
+        ConfigError: with what `train.build.build` says of each method.
+    """
+    splits, problems = load_data(next(iter(configs.values()))), []
+    for name, config in configs.items():
+        try:
+            choose_device(config.run.device)
+            on_cpu = dataclasses.replace(config.run, device="cpu")
+            build(dataclasses.replace(config, run=on_cpu), splits=splits)
+        except ValueError as error:
+            problems.append(f"methods.{name}: {error}")
+    if problems:
+        raise ConfigError("comparison", problems)
 
 
 @contextmanager

@@ -18,6 +18,8 @@ from train.build import (
     choose_device,
     choose_precision,
     generator,
+    require_factory,
+    require_groups,
     wants_snapshot,
 )
 from train.options import Config
@@ -52,6 +54,7 @@ def build_pairs(
         raise ValueError(f"batches.batch_size={config.batches.batch_size}: there are {num_rows} pairs; choose from 2..")
     device, seed = choose_device(config.run.device), config.run.seed
     encoders = nn.ModuleList([left[0], right[0]]).to(device)
+    require_groups(config)
     batches = build_batches(config, num_rows, functools.partial(encode, *left))
     steps = config.run.steps or config.run.epochs * len(batches)  # type: ignore[operator]
     if config.optim.warmup >= steps:
@@ -89,6 +92,7 @@ def _side(
     negatives = build_negatives(config, Task(num_rows, device, random, lambda: None, views=1, exclude=exclude))
     if not wants_snapshot(config):
         return Side(encoder, read, bank, negatives)
+    require_factory(config.index.factory, bank.vectors.shape[1])
     refresher = Refresher(
         bank,
         every=config.refresh.every * (epoch if config.refresh.unit == "epochs" else 1),
