@@ -22,7 +22,7 @@ from train.compare import run as compare_run
 from train.compare.cells import ENCODINGS, STEPS, TUNING, Cells, equal_steps
 from train.compare.processes import DIVERGENCE, finished
 from train.compare.results import MEASURES, rows, summarise
-from train.config import ConfigError, method_configs, parse
+from train.config import ConfigError, method_configs, parse, to_dict
 from train.memory import held
 from train.options import Comparison
 from train.run import resume
@@ -193,6 +193,20 @@ def test_cells_and_their_folders(tmp_path):
     assert [(c.method, c.config.run.steps) for c in equal] == [("simclr", 12), ("moco", 6)] * 2
     assert equal[1].folder == steps[1].folder
     assert str(equal[0].folder) == f"{tmp_path}/simclr/encodings/lr0.1/seed3"
+
+
+def test_warmup_is_the_same_share_of_every_run(tmp_path):
+    base = {**RUN, "optim": {"warmup": 5}}
+    config = comparison(tmp_path, base=base, methods={name: METHODS[name] for name in ("simclr", "moco")})
+    rates = {"simclr": 0.1, "moco": 0.1}
+    made = [(0, 0), (6, 96)]
+    for encodings, expected in ((96, (6, 5)), (192, (3, 2)), (5000, (1, 0)), (48, (12, 10))):
+        cells = Cells(config, method_configs(config)).encodings(
+            rates, {"simclr": made, "moco": [(0, 0), (6, encodings)]}
+        )
+        moco = cells[1].config
+        assert (moco.run.steps, moco.optim.warmup) == expected
+        parse(to_dict(moco))  # a run may have it
 
 
 # --- runs -------------------------------------------------------------------------------------------------------------
