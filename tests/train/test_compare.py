@@ -25,7 +25,7 @@ from train.compare.results import MEASURES, rows, summarise
 from train.config import ConfigError, method_configs, parse, to_dict
 from train.memory import held
 from train.options import Comparison
-from train.run import resume
+from train.run import read_config, resume
 
 RUN = {
     "data": {"type": "digits", "rows": 300},
@@ -295,6 +295,23 @@ def test_a_cell_of_another_configuration_is_refused(tmp_path, in_process):
     assert len(ran) == 1
 
 
+def test_a_method_whose_cells_have_not_begun_may_be_edited(tmp_path, in_process):
+    ran, limit = in_process
+    limit[0] = 1
+    methods = {name: METHODS[name] for name in ("simclr", "moco")}
+    with pytest.raises(KeyboardInterrupt):
+        from_config(comparison(tmp_path, methods=methods, equal=["steps"]))
+    limit[0] = math.inf
+    edited = {"negatives": {"type": "moco", "queue": 32}}
+    from_config(comparison(tmp_path, methods={**methods, "moco": edited}, equal=["steps"]))
+    assert len(ran) == 2
+    folder = tmp_path / "moco" / "steps" / "lr0.001" / "seed0"
+    assert read_config(folder).negatives.queue == 32
+    (folder / "summary.json").unlink()  # begun, though not finished
+    with pytest.raises(CompareError, match=r"negatives\.queue: 32 there, 16 now"):
+        from_config(comparison(tmp_path, methods=methods, equal=["steps"]))
+
+
 def test_a_run_that_diverged_is_in_no_mean(tmp_path, in_process, monkeypatch):
     config = comparison(tmp_path, seeds=[0, 1], methods={"simclr": METHODS["simclr"]}, equal=["steps"])
     lost = tmp_path / "simclr" / "steps" / "lr0.001" / "seed1"
@@ -353,8 +370,9 @@ def test_a_run_that_is_still_going_on_is_not_started_again(tmp_path, monkeypatch
     monkeypatch.setattr(subprocess, "Popen", lambda command, **options: popen(sleeper, **options))
     first = running._launch(cell.folder, 1)
     try:
-        with pytest.raises(CompareError, match="still going on"):
-            list(running.execute([cell], 1))
+        for again in (running.prepare, lambda cells: list(running.execute(cells, 1))):
+            with pytest.raises(CompareError, match="still going on"):
+                again([cell])
     finally:
         first.kill()
         first.wait()

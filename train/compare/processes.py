@@ -11,13 +11,15 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from train.cli import DIVERGED
 from train.compare.cells import Cell
 from train.config import to_dict
-from train.run import differences, read_config, write_config
+from train.run import CHECKPOINTS, CONFIG, METRICS, differences, read_config, write_config
 
 LOG, DIVERGENCE = "log.txt", "diverged.txt"
 POLL = 0.1
@@ -29,22 +31,29 @@ class CompareError(RuntimeError):
 
 
 def prepare(cells: Sequence[Cell]) -> None:
-    """Make every cell's folder that of a run to begin, unless it is one already.
+    """Make every cell's folder that of a run to begin or to go on with; one that has not begun gets its cell's anew.
 
     Raises:
         CompareError: for a folder that holds a run of another configuration, before any is made.
     """
     for cell in cells:
-        if (cell.folder / "config.yaml").exists():
+        if (cell.folder / CONFIG).exists() and _begun(cell):
             shown = differences(to_dict(cell.config), to_dict(read_config(cell.folder)), "there")
             if shown:
                 raise CompareError(
                     f"{cell.folder} holds a run of another configuration ({shown}); choose another out, or remove it"
                 )
     for cell in cells:
-        if not (cell.folder / "config.yaml").exists():
+        if not finished(cell):
             cell.folder.mkdir(parents=True, exist_ok=True)
-            write_config(cell.folder, cell.config)
+            with _locked(cell.folder):  # a run that has only just begun has read its configuration
+                write_config(cell.folder, cell.config)
+
+
+def _begun(cell: Cell) -> bool:
+    """Whether anything of the cell's run depends on its configuration yet."""
+    metrics = cell.folder / METRICS
+    return finished(cell) or (cell.folder / CHECKPOINTS).exists() or (metrics.exists() and metrics.stat().st_size > 0)
 
 
 def finished(cell: Cell) -> bool:
@@ -87,13 +96,24 @@ def _launch(folder: Path, jobs: int) -> subprocess.Popen[bytes]:
     environment = dict(os.environ)
     if jobs > 1:
         environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // jobs))
-    with (folder / LOG).open("ab") as log:
-        try:
-            fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the child inherits it with the open file
-        except BlockingIOError:
-            raise CompareError(f"{folder}: its run is still going on; wait for it, or stop it") from None
+    with _locked(folder) as log:  # which the child inherits with the open file
         command = [sys.executable, "-m", "train.cli", "train", "--resume", str(folder)]
         return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[IO[bytes]]:
+    """The log of a folder's run, open and locked.
+
+    Raises:
+        CompareError: when a process that runs it has the lock.
+    """
+    with (folder / LOG).open("ab") as log:
+        try:
+            fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CompareError(f"{folder}: its run is still going on; wait for it, or stop it") from None
+        yield log
 
 
 def _conclude(cell: Cell, code: int) -> None:
