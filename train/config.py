@@ -394,8 +394,11 @@ def _impossible_comparison(config: Comparison) -> list[str]:
         problems.append(f"tune_seed: {config.tune_seed} is among seeds, whose results the choice of lr would flatter")
     if not config.out:
         problems.append("out: needs the path of a folder")
-    steps = (config.base.get("run") or {}).get("steps") or 0
-    if max(config.gradient_error.steps, default=0) > steps:
+    run = config.base.get("run")
+    steps = run.get("steps") if isinstance(run, Mapping) else None
+    if config.gradient_error.steps and "steps" not in config.equal:
+        problems.append("gradient_error.steps: measured in runs at equal steps; add steps to equal, or leave it out")
+    if isinstance(steps, int) and max(config.gradient_error.steps, default=0) > steps:
         problems.append(f"gradient_error.steps: {config.gradient_error.steps}, more than base.run.steps={steps}")
     try:
         method_configs(config)
