@@ -40,8 +40,8 @@ from train.options import Config
 
 CONFIG, METRICS, CHECKPOINTS = "config.yaml", "metrics.jsonl", "checkpoints"
 OUTPUTS = (CONFIG, METRICS, CHECKPOINTS, "tensorboard", "summary.json", "summary.png", "ablation")
-MAY_DIFFER = ("run.dir", "run.checkpoint_every")
-"""Keys in which a resumed run may differ from its checkpoint."""
+MAY_DIFFER = ("run.dir", "run.checkpoint_every", "run.device", "data.root", "data.memory_gb")
+"""Keys in which a resumed run may differ from its checkpoint: where things are, and how often they are saved."""
 
 
 class RunError(RuntimeError):

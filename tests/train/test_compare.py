@@ -316,6 +316,9 @@ def test_a_method_whose_cells_have_not_begun_may_be_edited(tmp_path, in_process)
     (folder / "summary.json").unlink()  # begun, though not finished
     with pytest.raises(CompareError, match=r"negatives\.queue: 32 there, 16 now"):
         from_config(comparison(tmp_path, methods=methods, equal=["steps"]))
+    moved = {**RUN, "run": {**RUN["run"], "checkpoint_every": 3}}  # of what may differ, the new value is used
+    from_config(comparison(tmp_path, base=moved, methods={**methods, "moco": edited}, equal=["steps"]))
+    assert read_config(folder).run.checkpoint_every == 3
 
 
 def diverge(out, method, budget, lr, seed):
