@@ -430,6 +430,16 @@ def test_two_processes_at_once_and_one_that_fails(tmp_path):
         from_config(comparison(tmp_path / "bad", methods={"a": None}, equal=["steps"]))
 
 
+def test_files_of_the_working_directory_are_not_run(tmp_path, monkeypatch):
+    for name in ("train.py", "samplers.py", "yaml.py"):
+        (tmp_path / name).write_text("raise SystemExit('mine')")
+    monkeypatch.chdir(tmp_path)
+    (cell,) = Cells(c := comparison("out", methods={"a": None}), method_configs(c)).steps({"a": 0.001})
+    running.prepare([cell])
+    assert list(running.execute([cell], 1)) == [cell]
+    assert finished(cell)
+
+
 def test_a_run_that_diverges_is_told_from_one_that_fails(tmp_path, monkeypatch):
     (cell,) = Cells(c := comparison(tmp_path, methods={"a": None}), method_configs(c)).steps({"a": 0.1})
     running.prepare([cell])

@@ -21,6 +21,12 @@ from train.compare.cells import Cell
 from train.config import to_dict
 from train.run import CHECKPOINTS, CONFIG, METRICS, differences, read_config, write_config
 
+START = (
+    "import sys; sys.path = [*filter(None, sys.path), sys.argv.pop(1)]; from train.cli import main; sys.exit(main())"
+)
+"""`negbank` without the working directory on the path: with `python -m` a user's own train.py there would be run."""
+ROOT = str(Path(__file__).parents[2])
+"""Where this package is found, for a checkout that is not installed."""
 LOG, DIVERGENCE = "log.txt", "diverged.txt"
 POLL = 0.1
 """Seconds between looks at the running processes."""
@@ -97,7 +103,7 @@ def _launch(folder: Path, jobs: int) -> subprocess.Popen[bytes]:
     if jobs > 1:
         environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // jobs))
     with _locked(folder) as log:  # which the child inherits with the open file
-        command = [sys.executable, "-m", "train.cli", "train", "--resume", str(folder)]
+        command = [sys.executable, "-c", START, ROOT, "train", "--resume", str(folder)]
         return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
 
 
