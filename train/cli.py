@@ -127,6 +127,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, FileNotFoundError) as error:  # ConfigError is a ValueError
         print(f"negbank: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # while data are read, or for the second time
+        print("negbank: interrupted", file=sys.stderr)
+        return 130
 
 
 def _validate(paths: list[Path]) -> int:
@@ -202,6 +205,7 @@ def _ablate(options: argparse.Namespace, overrides: list[str]) -> int:
 
 def _compare(options: argparse.Namespace, overrides: list[str]) -> int:
     from train import compare
+    from train.data.sources import DownloadError
 
     config, notes = load(options.config, overrides, root=Comparison)
     for note in notes:
@@ -211,7 +215,9 @@ def _compare(options: argparse.Namespace, overrides: list[str]) -> int:
     except KeyboardInterrupt:
         print("negbank: stopped; the same command goes on from the runs' checkpoints", file=sys.stderr)
         return 130
-    except (compare.CompareError, OSError) as error:
+    except FileNotFoundError:
+        raise
+    except (compare.CompareError, DownloadError, OSError) as error:
         print(f"negbank: {error}", file=sys.stderr)
         return 1
     print(f"written to {config.out}: report.html, results.csv, summary.csv, accuracy.png, and a folder a run")
@@ -222,10 +228,13 @@ def _evaluate(folder: Path) -> int:
     from negbank import DamagedSnapshotError
     from train import report, run
     from train.checkpoint import CheckpointError
+    from train.data.sources import DownloadError
 
     try:
         print(report.table(run.evaluate(folder)))
-    except (run.RunError, CheckpointError, DamagedSnapshotError) as error:
+    except FileNotFoundError:  # data that are not there
+        raise
+    except (run.RunError, CheckpointError, DamagedSnapshotError, DownloadError, OSError) as error:
         print(f"negbank: {error}", file=sys.stderr)
         return 1
     return 0
