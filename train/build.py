@@ -429,7 +429,12 @@ PROPOSALS: dict[str, Callable[..., Proposal]] = {
 
 def wants_snapshot(config: Config) -> bool:
     """Whether any sampler or ablation of the run reads the bank's index; if none does, none is built."""
-    if config.ablation.every is not None or config.batches.type != "uniform":
+    return config.ablation.every is not None or reads_snapshot(config)
+
+
+def reads_snapshot(config: Config) -> bool:
+    """Whether the method itself does."""
+    if config.batches.type != "uniform":
         return True
     if config.negatives.type == "hardest" or getattr(config.negatives, "search", None) == "index":
         return True

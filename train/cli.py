@@ -37,7 +37,8 @@ examples:
   negbank ablate configs/ablate_npy.yaml 'proposals=[{type: uniform}, {type: nearest, k: 32}]' out=ablation/k32
   negbank ablate configs/ablate_snapshots.yaml source.bank=OLDER source.truth=NEWER
                                                                  the drift of a run, between two of its snapshots
-  negbank train configs/quickstart.yaml ablation.every=500       inside a run, into run.dir/ablation
+  negbank train configs/quickstart.yaml ablation.every=500 run.dir=runs/ablated
+                                                                 inside a run, into run.dir/ablation
   negbank keys ablate                                            every key, its default and its meaning
 """
 COMPARE_EXAMPLES = """\
