@@ -54,8 +54,13 @@ def build_pairs(
         raise ValueError(f"batches.batch_size={config.batches.batch_size}: there are {num_rows} pairs; choose from 2..")
     device, seed = choose_device(config.run.device), config.run.seed
     encoders = nn.ModuleList([left[0], right[0]]).to(device)
+
+    def scored(rows: Tensor) -> Tensor:
+        trainer.encodings += len(rows)
+        return encode(*left, rows)
+
     require_groups(config)
-    batches = build_batches(config, num_rows, functools.partial(encode, *left))
+    batches = build_batches(config, num_rows, scored)
     steps = config.run.steps or config.run.epochs * len(batches)  # type: ignore[operator]
     if config.optim.warmup >= steps:
         raise ValueError(f"optim.warmup={config.optim.warmup}: the run has only {steps} steps; make it shorter")
@@ -63,7 +68,7 @@ def build_pairs(
     sides = [_side(config, num_rows, *each, len(batches), device, _spawn(random), exclude) for each in (left, right)]
     learned = [tensor for side in sides for tensor in side.negatives.learned]
     precision = choose_precision(config.run.precision, device)
-    return PairTrainer(
+    trainer = PairTrainer(
         sides[0],
         sides[1],
         batches=batches,
@@ -74,6 +79,7 @@ def build_pairs(
         device=device,
         autocast=functools.partial(torch.autocast, device.type, dtype=torch.bfloat16, enabled=precision == "bf16"),
     )
+    return trainer
 
 
 def _side(
