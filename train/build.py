@@ -9,12 +9,14 @@ import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from negbank import EmbeddingBank, Exclusions, Refresher, Snapshot
+from negbank.index import empty_index
 from negbank.proposals import Cells, HeadTail, Nearest, Probe, Proposal, StaleSoftmax, Uniform, measure
 from samplers import batches as batch_samplers
 from samplers.batches import BatchSampler
@@ -64,7 +66,8 @@ def build(config: Config, *, embedder: nn.Module | None = None, splits: Splits |
         splits: your own images instead of `config.data`.
 
     Raises:
-        ValueError: for what only the data can tell: a batch or a k larger than the data set, a name with no data.
+        ValueError: for what only the data can tell: a batch or a k larger than the data set, a name with no data; and
+            for an index or labels that cannot be read.
     """
     device = choose_device(config.run.device)
     precision = choose_precision(config.run.precision, device)
@@ -104,6 +107,7 @@ def build(config: Config, *, embedder: nn.Module | None = None, splits: Splits |
     task = Task(count, device, generator(seed, "negatives"), lambda: None if refresher is None else refresher.staleness)
     negatives = build_negatives(config, task)
     if wants_snapshot(config):
+        require_factory(config.index.factory, width)
         unit = len(batches) if config.refresh.unit == "epochs" else 1
         refresher = Refresher(
             bank,
@@ -228,7 +232,7 @@ def build_batches(
         allowed = Exclusions(num_rows) if exclude is None else exclude  # moved to the snapshot's device by the proposal
         options["proposal"] = functools.partial(_proposal, options["proposal"], config, allowed, lambda: None)
     if getattr(config.batches, "groups", None) is not None:
-        options["groups"] = torch.from_numpy(np.load(config.batches.groups, allow_pickle=False))
+        options["groups"] = labels(config.batches.groups)
     random = generator(config.run.seed, "batches")
     return BATCHES[config.batches.type](num_rows, config.batches.batch_size, generator=random, **options)
 
@@ -241,6 +245,35 @@ BATCHES: dict[str, Callable[..., BatchSampler]] = {
     "ordered": batch_samplers.Ordered,
     "drawn": batch_samplers.Drawn,
 }
+
+
+def labels(path: str) -> Tensor:
+    """The integers (N,) of an .npy file.
+
+    Raises:
+        ValueError: for a file that is none, or of anything else.
+    """
+    remedy = "give an .npy file of integer labels (N,), as numpy.save writes it"
+    try:
+        found = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
+        raise ValueError(f"batches.groups={path}: not readable ({error}); {remedy}") from None
+    if not isinstance(found, np.ndarray):
+        found.close()
+        raise ValueError(f"batches.groups={path}: an archive of arrays; {remedy}")
+    if found.dtype.kind not in "iu":
+        raise ValueError(f"batches.groups={path}: holds {found.dtype}; {remedy}")
+    return torch.from_numpy(found)
+
+
+def require_factory(factory: str, width: int) -> None:
+    """Raise ValueError for a factory string that Faiss refuses, here and not at the first refresh."""
+    if factory not in ("auto", "exact"):
+        try:
+            empty_index(factory, width)
+        except ValueError as error:
+            raise ValueError(f"index.{error}") from None
+
 
 Staleness = Callable[[], Probe | None]
 """The newest probe of the snapshot in use, if one was taken."""
@@ -407,7 +440,12 @@ PROPOSALS: dict[str, Callable[..., Proposal]] = {
 
 def wants_snapshot(config: Config) -> bool:
     """Whether any sampler or ablation of the run reads the bank's index; if none does, none is built."""
-    if config.ablation.every is not None or config.batches.type != "uniform":
+    return config.ablation.every is not None or reads_snapshot(config)
+
+
+def reads_snapshot(config: Config) -> bool:
+    """Whether the method itself does."""
+    if config.batches.type != "uniform":
         return True
     if config.negatives.type == "hardest" or getattr(config.negatives, "search", None) == "index":
         return True

@@ -37,7 +37,8 @@ examples:
   negbank ablate configs/ablate_npy.yaml 'proposals=[{type: uniform}, {type: nearest, k: 32}]' out=ablation/k32
   negbank ablate configs/ablate_snapshots.yaml source.bank=OLDER source.truth=NEWER
                                                                  the drift of a run, between two of its snapshots
-  negbank train configs/quickstart.yaml ablation.every=500       inside a run, into run.dir/ablation
+  negbank train configs/quickstart.yaml ablation.every=500 run.dir=runs/ablated
+                                                                 inside a run, into run.dir/ablation
   negbank keys ablate                                            every key, its default and its meaning
 """
 COMPARE_EXAMPLES = """\
@@ -127,6 +128,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, FileNotFoundError) as error:  # ConfigError is a ValueError
         print(f"negbank: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # while data are read, or for the second time
+        print("negbank: interrupted", file=sys.stderr)
+        return 130
 
 
 def _validate(paths: list[Path]) -> int:
@@ -202,6 +206,7 @@ def _ablate(options: argparse.Namespace, overrides: list[str]) -> int:
 
 def _compare(options: argparse.Namespace, overrides: list[str]) -> int:
     from train import compare
+    from train.data.sources import DownloadError
 
     config, notes = load(options.config, overrides, root=Comparison)
     for note in notes:
@@ -211,7 +216,9 @@ def _compare(options: argparse.Namespace, overrides: list[str]) -> int:
     except KeyboardInterrupt:
         print("negbank: stopped; the same command goes on from the runs' checkpoints", file=sys.stderr)
         return 130
-    except (compare.CompareError, OSError) as error:
+    except FileNotFoundError:
+        raise
+    except (compare.CompareError, DownloadError, OSError) as error:
         print(f"negbank: {error}", file=sys.stderr)
         return 1
     print(f"written to {config.out}: report.html, results.csv, summary.csv, accuracy.png, and a folder a run")
@@ -222,10 +229,13 @@ def _evaluate(folder: Path) -> int:
     from negbank import DamagedSnapshotError
     from train import report, run
     from train.checkpoint import CheckpointError
+    from train.data.sources import DownloadError
 
     try:
         print(report.table(run.evaluate(folder)))
-    except (run.RunError, CheckpointError, DamagedSnapshotError) as error:
+    except FileNotFoundError:  # data that are not there
+        raise
+    except (run.RunError, CheckpointError, DamagedSnapshotError, DownloadError, OSError) as error:
         print(f"negbank: {error}", file=sys.stderr)
         return 1
     return 0

@@ -67,17 +67,17 @@ def parse(
     data: Any, overrides: Sequence[str] = (), *, root: type[Any] = Config, source: str = "configuration"
 ) -> tuple[Any, list[str]]:
     """`load` for a mapping that is read already."""
-    well_formed = [item for item in overrides if item.find("=") > 0]
-    problems = [f"{item!r}: expected key=value, as in run.steps=1000" for item in overrides if item not in well_formed]
+    problems: list[str] = []
     notes: list[str] = []
     data = _plain({} if data is None else data, problems)
-    changes = _plain(OmegaConf.from_dotlist(well_formed), problems)
+    changes = _changes(overrides, problems)
     if not isinstance(data, dict):
         raise ConfigError(source, [f"expected sections as a mapping, found {type(data).__name__}"])
     other = _root(data, root)
     if other is not root:
         problems.append(f"these are keys of `negbank {COMMANDS[other]}`, not of `negbank {COMMANDS[root]}`")
     _switch_types(data, changes, "", notes)
+    _switch_length(data, changes, notes)
     merged = _merge(data, changes)
     config = _fill(root(), merged, "", problems)
     if all(getattr(config, section) is not None for section in vars(config) if section in TYPES):
@@ -127,6 +127,20 @@ def suggest(name: str, known: Sequence[str]) -> str:
     """', did you mean x?' for the known name nearest to `name`, else the names there are."""
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(known)}"
+
+
+def _changes(overrides: Sequence[str], problems: list[str]) -> Any:
+    """What `key=value` overrides set, as a mapping; those that cannot be read go to `problems`."""
+    read = OmegaConf.create({})
+    for item in overrides:
+        if item.find("=") < 1:
+            problems.append(f"{item!r}: expected key=value, as in run.steps=1000")
+            continue
+        try:
+            read.merge_with_dotlist([item])
+        except Exception as error:  # YAML's and OmegaConf's errors have no class in common
+            problems.append(f"{item!r}: not readable as YAML ({str(error).splitlines()[0]}); close or quote its value")
+    return _plain(read, problems)
 
 
 def _plain(node: Any, problems: list[str]) -> Any:
@@ -179,16 +193,29 @@ def _switch_types(data: Any, changes: Any, path: str, notes: list[str]) -> None:
     if not isinstance(changes, dict) or not isinstance(data, dict):
         return
     table = TYPES.get(re.sub(r"^(base|methods\.[^.]+)\.", "", path))  # a comparison's runs have a run's keys
-    if table is not None and changes.get("type") in table:
+    if table is not None and _known(changes.get("type"), table):
         default = next(iter(table))
         old, new = data.get("type", default), changes["type"]
-        if old != new and old in table:
+        if old != new and _known(old, table):
             mine, theirs = ({f.name for f in dataclasses.fields(table[t])} for t in (new, old))
             for key in [k for k in data if k in theirs - mine]:
                 del data[key]
                 notes.append(f"{path}.type={new}: dropped {path}.{key}, an option of {old}")
     for key in changes:
         _switch_types(data.get(key), changes[key], f"{path}.{key}".strip("."), notes)
+
+
+def _known(name: Any, table: Mapping[str, type]) -> bool:
+    return isinstance(name, str) and name in table
+
+
+def _switch_length(data: Any, changes: Any, notes: list[str]) -> None:
+    """Where `changes` sets one of run.steps and run.epochs alone, drop the other of `data`."""
+    mine, theirs = (each.get("run") for each in (changes, data))
+    if isinstance(mine, dict) and isinstance(theirs, dict):
+        for new, old in (("steps", "epochs"), ("epochs", "steps")):
+            if mine.get(new) is not None and old not in mine and theirs.get(old) is not None:
+                notes.append(f"run.{new}={mine[new]}: dropped run.{old}={theirs.pop(old)}")
 
 
 def _fill(default: Any, data: Any, path: str, problems: list[str]) -> Any:
@@ -239,7 +266,7 @@ def _fill_list(path: str, data: Any, problems: list[str]) -> Any:
 
 def _fill_typed(path: str, table: dict[str, type], data: Any, problems: list[str]) -> Any:
     name = data.get("type", next(iter(table))) if isinstance(data, dict) else next(iter(table))
-    if name not in table:
+    if not _known(name, table):
         problems.append(f"{path}.type: {name!r} is unknown{suggest(str(name), list(table))}")
         return None
     result = _fill(table[name](), data, path, problems)
@@ -396,8 +423,11 @@ def _impossible_comparison(config: Comparison) -> list[str]:
         problems.append(f"tune_seed: {config.tune_seed} is among seeds, whose results the choice of lr would flatter")
     if not config.out:
         problems.append("out: needs the path of a folder")
-    steps = (config.base.get("run") or {}).get("steps") or 0
-    if max(config.gradient_error.steps, default=0) > steps:
+    run = config.base.get("run")
+    steps = run.get("steps") if isinstance(run, Mapping) else None
+    if config.gradient_error.steps and "steps" not in config.equal:
+        problems.append("gradient_error.steps: measured in runs at equal steps; add steps to equal, or leave it out")
+    if isinstance(steps, int) and max(config.gradient_error.steps, default=0) > steps:
         problems.append(f"gradient_error.steps: {config.gradient_error.steps}, more than base.run.steps={steps}")
     try:
         method_configs(config)

@@ -65,7 +65,7 @@ class Descent:
         bad = rows[~torch.isfinite(values.detach()).all(-1)] if len(values) == len(rows) else rows
         raise NonFiniteError(
             f"step {self.step_number}: the {what} of rows {bad.unique().tolist()[:8]} is not finite; nothing changed; "
-            f"lower optim.lr, raise loss.temperature or use run.precision=float32, and resume from the last checkpoint"
+            f"start anew in another run.dir, with a lower optim.lr, a higher loss.temperature or run.precision=float32"
         )
 
     def state_dict(self) -> dict[str, Any]:

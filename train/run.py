@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 from train import checkpoint, memory, report
 from train.ablation import live
-from train.build import Assembly, build
+from train.build import Assembly, build, reads_snapshot
 from train.config import load, to_dict
 from train.data.images import Splits
 from train.gradient import gradient_error
@@ -40,8 +40,8 @@ from train.options import Config
 
 CONFIG, METRICS, CHECKPOINTS = "config.yaml", "metrics.jsonl", "checkpoints"
 OUTPUTS = (CONFIG, METRICS, CHECKPOINTS, "tensorboard", "summary.json", "summary.png", "ablation")
-MAY_DIFFER = ("run.dir", "run.checkpoint_every")
-"""Keys in which a resumed run may differ from its checkpoint."""
+MAY_DIFFER = ("run.dir", "run.checkpoint_every", "run.device", "data.root", "data.memory_gb")
+"""Keys in which a resumed run may differ from its checkpoint: where things are, and how often they are saved."""
 
 
 class RunError(RuntimeError):
@@ -231,8 +231,11 @@ class _Run:
         tqdm.write(f"step {self.trainer.step_number}: {shown}")
 
     def _encodings(self) -> int:
-        """Encoder forward passes of single images so far: views, drawn rows, momentum keys, and refreshes."""
-        refresher = self.trainer.refresher
+        """Encoder forward passes of single images so far: views, drawn rows, momentum keys, and refreshes.
+
+        Refreshes for an ablation alone are not the method's.
+        """
+        refresher = self.trainer.refresher if reads_snapshot(self.assembly.config) else None
         return self.trainer.encodings + (0 if refresher is None else refresher.encodings)
 
     @contextmanager

@@ -2,6 +2,16 @@
 
 from negbank.index.contract import Cells, Graph, GraphReport, Index, IndexReport, Neighbors
 from negbank.index.exact import ExactIndex
-from negbank.index.faiss import FaissIndex
+from negbank.index.faiss import FaissIndex, empty_index
 
-__all__ = ["Cells", "ExactIndex", "FaissIndex", "Graph", "GraphReport", "Index", "IndexReport", "Neighbors"]
+__all__ = [
+    "Cells",
+    "ExactIndex",
+    "FaissIndex",
+    "Graph",
+    "GraphReport",
+    "Index",
+    "IndexReport",
+    "Neighbors",
+    "empty_index",
+]

@@ -61,6 +61,21 @@ def choose_factory(rows: int, dim: int, device: torch.device) -> str:
     return f"IVF{lists},{'Flat' if rows * dim * 4 <= 4 << 30 else 'SQfp16'}"
 
 
+def empty_index(factory: str, dim: int) -> faiss.Index:
+    """What a Faiss factory string names, for rows of `dim`, untrained; "auto" and "exact" are none.
+
+    Raises:
+        ValueError: for a string that Faiss refuses.
+    """
+    try:
+        return faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1]
+        raise ValueError(
+            f"factory={factory!r}: Faiss refuses this index ({reason}); take auto, exact, or one such as IVF1024,Flat"
+        ) from None
+
+
 class FaissIndex:
     """A Faiss index over unit rows, tuned to a recall and reporting what it measured.
 
@@ -188,11 +203,7 @@ class FaissIndex:
     def _build(self, factory: str, stale: Cells | None, seed: int) -> float | None:
         """Train and fill; the list imbalance of an IVF, None for any other index."""
         x = self._searched.cpu().numpy()
-        try:
-            index = faiss.index_factory(x.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
-        except RuntimeError as error:
-            reason = str(error).splitlines()[-1]
-            raise ValueError(f"factory={factory!r}: Faiss refuses this index ({reason})") from None
+        index = empty_index(factory, x.shape[1])
         ivf = faiss.try_extract_index_ivf(index)
         if ivf is not None:
             if ivf.nlist > len(x):

@@ -718,6 +718,10 @@ def test_a_resumed_run_has_the_same_ablation(no_figures, tmp_path):
 def test_a_run_without_index_negatives_can_be_ablated_too(no_figures, tmp_path):
     start(a_run(tmp_path, negatives={"type": "in_batch"}, ablation={**LIVE, "queries": ["bank", "fresh"]}))
     assert {row["query"] for row in table(tmp_path / "run" / "ablation")} == {"bank", "fresh"}
+    start(a_run(tmp_path, "plain", negatives={"type": "in_batch"}))
+    ablated, plain = ([json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+                      for name in ("run", "plain"))  # fmt: skip
+    assert [row for row in ablated if row["event"] != "refresh"] == plain  # encodings, too: refreshes are not its own
 
 
 def test_a_live_ablation_that_cannot_be_is_said_before_training(tmp_path):

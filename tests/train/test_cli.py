@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from train.cli import main
+from train.data.sources import DownloadError
 
 ROOT = Path(__file__).parents[2]
 
@@ -91,15 +92,63 @@ def test_keys_lists_them(capsys):
         (["train", "CONFIG", "negatives.type=emc"], "did you mean 'emc2'?"),
         (["train", "CONFIG", "batches.batch_size=9999"], "batches.batch_size=9999"),
         (["train", "CONFIG", "negatives.proposal.k=9999"], "negatives.proposal.k=9999"),
+        (["train", "CONFIG", "negatives.type=[emc2]"], "negatives.type: ['emc2'] is unknown"),
+        (["train", "CONFIG", "run.dir=[a"], "'run.dir=[a': not readable as YAML"),
+        (["train", "CONFIG", "run=5"], "run: expected a mapping of options, found 5"),
+        (["ablate", "ABLATION", "proposals=[{type: uniform]"], "'proposals=[{type: uniform]': not readable as YAML"),
+        (["compare", "COMPARISON", "base.run.steps=4k"], "base.run.steps: '4k' is no int"),
+        (["compare", "COMPARISON", "base.run=5"], "base.run: expected a mapping of options, found 5"),
+        (["train", "CONFIG", "index.factory=bogus"], "index.factory='bogus': Faiss refuses"),
         (["train", "CONFIG", "run.dir=${oc.env:HOME}"], "asks a resolver"),
         (["train", "CONFIG", "data.type=image_folder", "data.root=nowhere"], "nowhere"),
     ],
 )
 def test_bad_input_ends_with_one_message_and_code_2(config_file, arguments, message, capsys):
-    code, _, err = run(capsys, *[config_file if a == "CONFIG" else a for a in arguments])
+    files = {"CONFIG": config_file, "ABLATION": ROOT / "configs" / "ablate_npy.yaml",
+             "COMPARISON": ROOT / "configs" / "compare_mnist5k.yaml"}  # fmt: skip
+    code, _, err = run(capsys, *[files.get(a, a) for a in arguments])
     assert code == 2
     assert message in err
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("content", [None, b"cat,dog", b"", b"PK\x03\x04", "archive", "strings", "floats"])
+def test_labels_that_are_no_npy_file_of_integers(content, config_file, tmp_path, capsys):
+    path = tmp_path / "labels.npy"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content == "archive":
+        with path.open("wb") as file:
+            np.savez(file, labels=np.zeros(3, np.int64))
+    elif content is not None:
+        np.save(path, np.array(["cat", "dog"]) if content == "strings" else np.zeros(3))
+    code, _, err = run(capsys, "train", config_file, "negatives.type=in_batch", "batches.type=knn",
+                       f"batches.groups={path}", "batches.max_per_group=2")  # fmt: skip
+    assert code == 2
+    assert f"batches.groups={path}: " in err
+    assert "give an .npy file of integer labels" in err
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(DownloadError("cifar10 is not complete"), 1), (PermissionError(13, "denied"), 1), (KeyboardInterrupt(), 130)],
+)
+def test_data_that_cannot_be_read_end_with_one_line(error, code, config_file, tmp_path, capsys, monkeypatch):
+    assert run(capsys, "train", config_file)[0] == 0
+    comparison = tmp_path / "compare.yaml"
+    comparison.write_text(
+        f"base: {{data: {{type: digits}}, run: {{steps: 2}}}}\nmethods: {{a: }}\nout: {tmp_path}/out\n"
+    )
+
+    def fail(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr("train.data.sources.load", fail)
+    for command in (["eval", tmp_path / "run"], ["train", config_file, f"run.dir={tmp_path}/other"],
+                    ["train", "--resume", tmp_path / "run"], ["compare", comparison]):  # fmt: skip
+        found, _, err = run(capsys, *command)
+        assert found == code
+        assert len(err.splitlines()) == 1
 
 
 def test_images_that_cannot_be_used_are_named_before_training(config_file, tmp_path, capsys):

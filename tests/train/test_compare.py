@@ -21,11 +21,12 @@ from train.compare import processes as running
 from train.compare import run as compare_run
 from train.compare.cells import ENCODINGS, STEPS, TUNING, Cells, equal_steps
 from train.compare.processes import DIVERGENCE, finished
+from train.compare.report import edges, text_table
 from train.compare.results import MEASURES, rows, summarise
-from train.config import ConfigError, method_configs, parse
+from train.config import ConfigError, method_configs, parse, to_dict
 from train.memory import held
 from train.options import Comparison
-from train.run import resume
+from train.run import read_config, resume
 
 RUN = {
     "data": {"type": "digits", "rows": 300},
@@ -118,6 +119,7 @@ def test_mistakes_are_all_named_before_anything_runs():
         ({"methods": {"a/b": {}}}, "methods.a/b: is the name of a folder"),
         ({"methods": {"a": 3}}, "methods.a: 3, expected what differs"),
         ({"gradient_error": {"steps": [7]}}, "gradient_error.steps: [7], more than base.run.steps=6"),
+        ({"gradient_error": {"steps": [4]}, "equal": ["encodings"]}, "gradient_error.steps: measured in runs at equal"),
         ({"seeds": [1, 1]}, "seeds[1]: the same as seeds[0]"),
         ({"equal": ["time"]}, "equal: ['time'], expected each one of steps, encodings"),
         ({"base": {**RUN, "run": {"epochs": 1}}}, "base.run.steps: set it"),
@@ -135,6 +137,30 @@ def test_an_override_changes_a_method(tmp_path):
     config, notes = parse(data, ["methods.moco.negatives.type=dcl", "seeds=[4]"], root=Comparison)
     assert method_configs(config)["moco"].negatives.type == "dcl"
     assert notes == ["methods.moco.negatives.type=dcl: dropped methods.moco.negatives.queue, an option of moco"]
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ({"negatives": {"type": "importance", "query": "fresh"}}, "query='fresh' encodes drawn rows"),
+        ({"negatives": {"type": "emc2"}, "batches": {"type": "knn", "neighbors": 5}}, "need uniform batches"),
+        ({"negatives": {"type": "hardest", "k": 400}}, "k=400: expected 1..299"),
+        ({"negatives": {"type": "in_batch"}, "batches": {"type": "knn", "neighbors": 400}}, "neighbors=400"),
+        ({"negatives": {"type": "in_batch"}, "batches": {"type": "ordered", "pool": 2, "keep": 3}}, "keep=3"),
+        ({"negatives": {"type": "isogclr", "lowest": 0.2}}, "lowest=0.2, highest=0.7"),
+        ({**METHODS["logq"], "index": {"factory": "bogus"}}, "index.factory='bogus': Faiss refuses"),
+        ({"batches": {"type": "knn", "neighbors": 5, "groups": "none.npy"}}, "batches.groups=none.npy: not readable"),
+    ],
+)
+def test_what_does_not_fit_the_data_is_said_before_anything_runs(method, message, tmp_path, in_process):
+    ran, _ = in_process
+    with pytest.raises(ConfigError) as error:
+        from_config(comparison(tmp_path / "out", methods={"simclr": METHODS["simclr"], "bad": method}))
+    (problem,) = error.value.problems
+    assert problem.startswith("methods.bad: ")
+    assert message in problem
+    assert not ran
+    assert not (tmp_path / "out").exists()
 
 
 # --- cells and budgets ------------------------------------------------------------------------------------------------
@@ -171,6 +197,20 @@ def test_cells_and_their_folders(tmp_path):
     assert str(equal[0].folder) == f"{tmp_path}/simclr/encodings/lr0.1/seed3"
 
 
+def test_warmup_is_the_same_share_of_every_run(tmp_path):
+    base = {**RUN, "optim": {"warmup": 5}}
+    config = comparison(tmp_path, base=base, methods={name: METHODS[name] for name in ("simclr", "moco")})
+    rates = {"simclr": 0.1, "moco": 0.1}
+    made = [(0, 0), (6, 96)]
+    for encodings, expected in ((96, (6, 5)), (192, (3, 2)), (5000, (1, 0)), (48, (12, 10))):
+        cells = Cells(config, method_configs(config)).encodings(
+            rates, {"simclr": made, "moco": [(0, 0), (6, encodings)]}
+        )
+        moco = cells[1].config
+        assert (moco.run.steps, moco.optim.warmup) == expected
+        parse(to_dict(moco))  # a run may have it
+
+
 # --- runs -------------------------------------------------------------------------------------------------------------
 
 
@@ -190,6 +230,10 @@ def test_a_comparison_and_its_results(tmp_path, in_process):
     summary = json.loads((tmp_path / "logq" / "steps" / "lr0.001" / "seed0" / "summary.json").read_text())
     assert float(by["logq", STEPS, "0"]["knn_accuracy"]) == pytest.approx(summary["knn_accuracy"])
     assert float(by["logq", STEPS, "0"]["extra_bytes"]) == sum(summary["bytes"].values())
+    assert (by["logq", STEPS, "0"]["device"], by["logq", STEPS, "0"]["precision"]) == (
+        summary["device"],
+        summary["precision"],
+    )
     means = {(row["method"], row["budget"]): row for row in read(tmp_path / "summary.csv")}
     values = [float(by["moco", STEPS, seed]["linear_probe_accuracy"]) for seed in "01"]
     assert float(means["moco", STEPS]["linear_probe_accuracy"]) == pytest.approx(statistics.fmean(values))
@@ -257,11 +301,73 @@ def test_a_cell_of_another_configuration_is_refused(tmp_path, in_process):
     assert len(ran) == 1
 
 
+def test_a_method_whose_cells_have_not_begun_may_be_edited(tmp_path, in_process):
+    ran, limit = in_process
+    limit[0] = 1
+    methods = {name: METHODS[name] for name in ("simclr", "moco")}
+    with pytest.raises(KeyboardInterrupt):
+        from_config(comparison(tmp_path, methods=methods, equal=["steps"]))
+    limit[0] = math.inf
+    edited = {"negatives": {"type": "moco", "queue": 32}}
+    from_config(comparison(tmp_path, methods={**methods, "moco": edited}, equal=["steps"]))
+    assert len(ran) == 2
+    folder = tmp_path / "moco" / "steps" / "lr0.001" / "seed0"
+    assert read_config(folder).negatives.queue == 32
+    (folder / "summary.json").unlink()  # begun, though not finished
+    with pytest.raises(CompareError, match=r"negatives\.queue: 32 there, 16 now"):
+        from_config(comparison(tmp_path, methods=methods, equal=["steps"]))
+    moved = {**RUN, "run": {**RUN["run"], "checkpoint_every": 3}}  # of what may differ, the new value is used
+    from_config(comparison(tmp_path, base=moved, methods={**methods, "moco": edited}, equal=["steps"]))
+    assert read_config(folder).run.checkpoint_every == 3
+
+
+def diverge(out, method, budget, lr, seed):
+    folder = out / method / budget / f"lr{lr:g}" / f"seed{seed}"
+    folder.mkdir(parents=True)
+    (folder / DIVERGENCE).write_text("step 3: the loss of rows [1] is not finite\n")
+
+
+def test_encodings_are_those_of_a_seed_that_did_not_diverge(tmp_path, in_process):
+    for method, seed in (("simclr", 0), ("moco", 0), ("logq", 0), ("logq", 1)):
+        diverge(tmp_path, method, STEPS, 0.001, seed)
+    table = from_config(comparison(tmp_path, seeds=[0, 1]))
+    means = {(row["method"], row["budget"]): row for row in read(tmp_path / "summary.csv")}
+    assert means["moco", ENCODINGS]["steps"] == "3"  # as many as the reference's other seed made
+    for budget in (STEPS, ENCODINGS):
+        assert (means["logq", budget]["count"], means["logq", budget]["diverged"]) == ("0", "2")
+        assert re.search(rf"{budget} +logq +0.001 +0, 2 diverged", table)
+    assert "logq, encodings, lr 0.001, seed 1" in (tmp_path / "report.html").read_text()
+    diverge(tmp_path / "none", "simclr", STEPS, 0.001, 0)
+    with pytest.raises(CompareError, match="simclr: the reference diverged with every seed"):
+        from_config(comparison(tmp_path / "none", equal=["encodings"]))
+
+
+def test_a_method_that_diverges_at_every_rate_is_left_out(tmp_path, in_process, capsys):
+    two = {name: METHODS[name] for name in ("simclr", "moco")}
+    for lr in (0.01, 0.1):
+        diverge(tmp_path, "moco", TUNING, lr, 9)
+    diverge(tmp_path, "simclr", TUNING, 0.1, 9)
+    config = comparison(tmp_path, methods=two, lr=[0.01, 0.1], tune_seed=9)
+    table = from_config(config)
+    assert "moco: left out, it diverged at every lr of 0.01, 0.1" in capsys.readouterr().out
+    assert {row["budget"] for row in read(tmp_path / "results.csv") if row["method"] == "moco"} == {TUNING}
+    lost = [row for row in read(tmp_path / "summary.csv") if row["method"] == "moco"]
+    assert [(row["budget"], row["count"], row["diverged"]) for row in lost] == [
+        (STEPS, "0", "2"),
+        (ENCODINGS, "0", "2"),
+    ]
+    assert re.search(r"steps +moco +– +0, 2 diverged", table)
+    assert "others may be better: simclr 0.01." in table
+    assert "one choice of 2" in (tmp_path / "report.html").read_text()
+    (tmp_path / "simclr" / TUNING / "lr0.01" / "seed9").rename(tmp_path / "gone")
+    diverge(tmp_path, "simclr", TUNING, 0.01, 9)
+    with pytest.raises(CompareError, match="every method diverged"):
+        from_config(config)
+
+
 def test_a_run_that_diverged_is_in_no_mean(tmp_path, in_process, monkeypatch):
     config = comparison(tmp_path, seeds=[0, 1], methods={"simclr": METHODS["simclr"]}, equal=["steps"])
-    lost = tmp_path / "simclr" / "steps" / "lr0.001" / "seed1"
-    lost.mkdir(parents=True)
-    (lost / DIVERGENCE).write_text("step 3: the loss of rows [1] is not finite\n")
+    diverge(tmp_path, "simclr", STEPS, 0.001, 1)
     from_config(config)
     (mean,) = read(tmp_path / "summary.csv")
     assert (mean["count"], mean["diverged"]) == ("1", "1")
@@ -269,13 +375,44 @@ def test_a_run_that_diverged_is_in_no_mean(tmp_path, in_process, monkeypatch):
     assert "Diverged, and in no mean: simclr, steps, lr 0.001, seed 1" in (tmp_path / "report.html").read_text()
 
 
+ROW = {"budget": STEPS, "method": "a", "lr": 0.1, "seed": 0, "diverged": False, **dict.fromkeys(MEASURES, math.nan)}
+
+
 def test_means_and_deviations():
-    row = {"budget": STEPS, "method": "a", "lr": 0.1, "diverged": False, **dict.fromkeys(MEASURES, math.nan)}
-    (mean,) = summarise([{**row, "steps": 2}, {**row, "steps": 4}, {**row, "steps": 9}, {**row, "diverged": True},
-                         {**row, "budget": TUNING}])  # fmt: skip
+    (mean,) = summarise([{**ROW, "steps": 2}, {**ROW, "steps": 4}, {**ROW, "steps": 9}, {**ROW, "diverged": True},
+                         {**ROW, "budget": TUNING}], "a")  # fmt: skip
     assert (mean["count"], mean["diverged"], mean["steps"]) == (3, 1, 5)
     assert mean["steps_sd"] == pytest.approx(math.sqrt((9 + 1 + 16) / 2))
     assert math.isnan(mean["loss"])
+
+
+def test_differences_to_the_reference_are_of_equal_seeds():
+    accuracy = {"a": {0: 0.5, 1: 0.9, 3: 0.4}, "b": {0: 0.6, 1: 0.7, 2: 0.1}}
+    found = [
+        {**ROW, "method": m, "seed": s, "knn_accuracy": v} for m, each in accuracy.items() for s, v in each.items()
+    ]
+    found += [{**row, "budget": ENCODINGS, "knn_accuracy": 0.0} for row in found]
+    a, b, *_ = summarise(found, "a")
+    assert math.isnan(a["knn_over_reference"])
+    assert b["knn_over_reference"] == pytest.approx((0.1 - 0.2) / 2)
+    assert b["knn_over_reference_sd"] == pytest.approx(0.3 / math.sqrt(2))
+
+
+def test_the_table_says_what_diverged_and_how_far_runs_are_apart():
+    (mean,) = summarise([{**ROW, "knn_accuracy": 0.5, "steps": 10}, {**ROW, "knn_accuracy": 0.5002, "steps": 10},
+                         {**ROW, "diverged": True}], "a")  # fmt: skip
+    _, line = text_table([mean]).splitlines()
+    assert "2, 1 diverged" in line
+    assert "0.5001 ± 0.0001" in line
+    assert "10 ±" not in line
+
+
+def test_a_rate_at_the_edge_of_those_tried_is_named():
+    tried = [{**ROW, "budget": TUNING, "lr": lr} for lr in (0.1, 0.3, 0.2)]
+    averages = [{"method": m, "lr": lr} for m, lr in (("low", 0.1), ("inner", 0.2), ("high", 0.3), ("low", 0.1))]
+    (line,) = edges(tried, averages)
+    assert line.endswith("better: low 0.1, high 0.3.")
+    assert edges(tried, averages[1:2]) == edges(tried[:1], averages) == []
 
 
 # --- processes --------------------------------------------------------------------------------------------------------
@@ -286,11 +423,21 @@ def test_two_processes_at_once_and_one_that_fails(tmp_path):
     from_config(config)
     assert len(read(tmp_path / "results.csv")) == 2
     assert "written to" in (tmp_path / "moco" / "steps" / "lr0.001" / "seed0" / "log.txt").read_text()
-    bad = comparison(
-        tmp_path / "bad", base={**RUN, "batches": {"batch_size": 400}}, methods={"a": None}, equal=["steps"]
-    )
-    with pytest.raises(CompareError, match=r"a, equal steps, lr 0.001, seed 0: its run ended with 2: .*batch_size=400"):
-        from_config(bad)
+    taken = tmp_path / "bad" / "a" / "steps" / "lr0.001" / "seed0" / "tensorboard"
+    taken.parent.mkdir(parents=True)
+    taken.write_text("no folder")
+    with pytest.raises(CompareError, match=r"a, equal steps, lr 0.001, seed 0: its run ended with 1: .*tensorboard"):
+        from_config(comparison(tmp_path / "bad", methods={"a": None}, equal=["steps"]))
+
+
+def test_files_of_the_working_directory_are_not_run(tmp_path, monkeypatch):
+    for name in ("train.py", "samplers.py", "yaml.py"):
+        (tmp_path / name).write_text("raise SystemExit('mine')")
+    monkeypatch.chdir(tmp_path)
+    (cell,) = Cells(c := comparison("out", methods={"a": None}), method_configs(c)).steps({"a": 0.001})
+    running.prepare([cell])
+    assert list(running.execute([cell], 1)) == [cell]
+    assert finished(cell)
 
 
 def test_a_run_that_diverges_is_told_from_one_that_fails(tmp_path, monkeypatch):
@@ -315,8 +462,9 @@ def test_a_run_that_is_still_going_on_is_not_started_again(tmp_path, monkeypatch
     monkeypatch.setattr(subprocess, "Popen", lambda command, **options: popen(sleeper, **options))
     first = running._launch(cell.folder, 1)
     try:
-        with pytest.raises(CompareError, match="still going on"):
-            list(running.execute([cell], 1))
+        for again in (running.prepare, lambda cells: list(running.execute(cells, 1))):
+            with pytest.raises(CompareError, match="still going on"):
+                again([cell])
     finally:
         first.kill()
         first.wait()

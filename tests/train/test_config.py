@@ -88,6 +88,18 @@ def test_one_override_of_a_type_is_enough():
     )
 
 
+def test_an_override_of_the_length_takes_the_place_of_the_files():
+    config, notes = parse(MINIMAL, ["run.epochs=5"])
+    assert (config.run.steps, config.run.epochs) == (None, 5)
+    assert notes == ["run.epochs=5: dropped run.steps=100"]
+    config, notes = parse({"run": {"epochs": 5}}, ["run.steps=7"])
+    assert (config.run.steps, config.run.epochs) == (7, None)
+    assert notes == ["run.steps=7: dropped run.epochs=5"]
+    for overrides in (["run.epochs=null"], ["run.seed=1"], ["run.steps=100", "run.epochs=5"]):
+        config, notes = parse(MINIMAL, overrides)
+        assert (config.run.steps, notes) == (100, [])
+
+
 def test_types_share_what_they_share():
     adam, _ = parse({**MINIMAL, "optim": {"lr": 0.5, "warmup": 3}})
     sgd, _ = parse({**MINIMAL, "optim": {"lr": 0.5, "warmup": 3}}, ["optim.type=lars"])

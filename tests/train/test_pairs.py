@@ -198,6 +198,19 @@ def test_a_step_encodes_each_side_once_and_writes_both_banks(steps):
     assert {"loss", "lr", "positive", "left_hardness", "right_mean_cosine"} <= set(metrics)
 
 
+def test_encodings_are_all_that_an_encoder_was_given(steps):
+    refresh = {"every": 3, "unit": "steps", "mode": "full", "probe_rows": 8}
+    batches = {"type": "ordered", "batch_size": B, "pool": 4, "keep": 2, "score": "fresh"}
+    for negatives, more in ((METHODS["importance"], {}), (METHODS["infonce"], {"batches": batches})):
+        trainer = make(negatives, refresh=refresh, **more)
+        given = []
+        for side in (trainer.left, trainer.right):
+            side.encoder.register_forward_hook(lambda *call, given=given: given.append(len(call[2])))
+        steps(trainer, 7)
+        assert trainer.encodings == sum(given)
+        assert trainer.encodings > 7 * 2 * B + 3 * 2 * N - 1
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_k_steps_and_k_more_after_a_resume_are_2k_steps(name, steps):
     whole = make(METHODS[name])

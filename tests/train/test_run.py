@@ -10,9 +10,11 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from train import checkpoint
 from train.config import parse
@@ -213,6 +215,28 @@ def test_a_checkpoint_of_another_configuration_is_refused(tmp_path):
     path.write_text(path.read_text().replace("temperature: 0.1", "temperature: 0.2"))
     with pytest.raises(RunError, match=r"loss\.temperature: 0\.1 in the checkpoint, 0.2 now"):
         resume(tmp_path / "run")
+
+
+def test_a_run_whose_data_has_moved_goes_on(tmp_path):
+    for name in "ab":
+        (tmp_path / "here" / name).mkdir(parents=True)
+        for i in range(20):
+            pixels = np.random.default_rng(i).integers(0, 255, (16, 16), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "here" / name / f"{i}.png")
+    data = {"type": "image_folder", "root": str(tmp_path / "here"), "size": 16}
+    config, _ = parse({
+        **CONFIG, "data": data, "index": {"factory": "exact"}, "eval": {"global_rows": 20, "knn_k": 5},
+        "run": {"dir": str(tmp_path / "run"), "steps": 4},
+    })  # fmt: skip
+    first = start(config)
+    (tmp_path / "here").rename(tmp_path / "there")
+    with pytest.raises(FileNotFoundError, match="here"):
+        evaluate(tmp_path / "run")
+    path = tmp_path / "run" / "config.yaml"
+    moved = {"data": {**data, "root": str(tmp_path / "there"), "memory_gb": 1e-6}, "run": {"device": "cpu"}}
+    path.write_text(yaml.safe_dump({k: {**v, **moved.get(k, {})} for k, v in yaml.safe_load(path.read_text()).items()}))
+    assert evaluate(tmp_path / "run")["knn_accuracy"] == first["knn_accuracy"]
+    assert resume(tmp_path / "run")["knn_accuracy"] == first["knn_accuracy"]
 
 
 def test_a_run_directory_is_never_taken_silently(tmp_path):

@@ -2,7 +2,8 @@
 
     steps        all methods take base.run.steps optimiser steps
     encodings    all methods make as many encoder forward passes as the reference does in its equal steps: the step at
-                 which the method had made so many in its equal-steps run
+                 which the method had made so many in its equal-steps run; optim.warmup is scaled with the steps, so
+                 that it is the same share of every run
 
 Encodings are forward passes of single images in training, with or without gradient: two views a row, drawn rows, the
 keys of a momentum encoder, rows of a cache, and what refreshes of the bank encode. Evaluation is not among them. A
@@ -94,7 +95,9 @@ class Cells:
         if budget == STEPS and seed == self._comparison.seeds[0]:
             config.gradient_error = copy.deepcopy(self._comparison.gradient_error)
         config.run.dir = str(Path(self._comparison.out) / method / budget / f"lr{lr:g}" / f"seed{seed}")
-        config.run.steps = config.run.steps if steps is None else steps
+        if steps is not None:
+            config.optim.warmup = config.optim.warmup * steps // (config.run.steps or steps)
+            config.run.steps = steps
         return Cell(method, budget, lr, seed, config)
 
 

@@ -11,14 +11,22 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from train.cli import DIVERGED
 from train.compare.cells import Cell
 from train.config import to_dict
-from train.run import differences, read_config, write_config
+from train.run import CHECKPOINTS, CONFIG, METRICS, differences, read_config, write_config
 
+START = (
+    "import sys; sys.path = [*filter(None, sys.path), sys.argv.pop(1)]; from train.cli import main; sys.exit(main())"
+)
+"""`negbank` without the working directory on the path: with `python -m` a user's own train.py there would be run."""
+ROOT = str(Path(__file__).parents[2])
+"""Where this package is found, for a checkout that is not installed."""
 LOG, DIVERGENCE = "log.txt", "diverged.txt"
 POLL = 0.1
 """Seconds between looks at the running processes."""
@@ -29,22 +37,29 @@ class CompareError(RuntimeError):
 
 
 def prepare(cells: Sequence[Cell]) -> None:
-    """Make every cell's folder that of a run to begin, unless it is one already.
+    """Make every cell's folder that of a run to begin or to go on with; one that has not begun gets its cell's anew.
 
     Raises:
         CompareError: for a folder that holds a run of another configuration, before any is made.
     """
     for cell in cells:
-        if (cell.folder / "config.yaml").exists():
+        if (cell.folder / CONFIG).exists() and _begun(cell):
             shown = differences(to_dict(cell.config), to_dict(read_config(cell.folder)), "there")
             if shown:
                 raise CompareError(
                     f"{cell.folder} holds a run of another configuration ({shown}); choose another out, or remove it"
                 )
     for cell in cells:
-        if not (cell.folder / "config.yaml").exists():
+        if not finished(cell):
             cell.folder.mkdir(parents=True, exist_ok=True)
-            write_config(cell.folder, cell.config)
+            with _locked(cell.folder):  # a run that has only just begun has read its configuration
+                write_config(cell.folder, cell.config)
+
+
+def _begun(cell: Cell) -> bool:
+    """Whether anything of the cell's run depends on its configuration yet."""
+    metrics = cell.folder / METRICS
+    return finished(cell) or (cell.folder / CHECKPOINTS).exists() or (metrics.exists() and metrics.stat().st_size > 0)
 
 
 def finished(cell: Cell) -> bool:
@@ -87,13 +102,24 @@ def _launch(folder: Path, jobs: int) -> subprocess.Popen[bytes]:
     environment = dict(os.environ)
     if jobs > 1:
         environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // jobs))
+    with _locked(folder) as log:  # which the child inherits with the open file
+        command = [sys.executable, "-c", START, ROOT, "train", "--resume", str(folder)]
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[IO[bytes]]:
+    """The log of a folder's run, open and locked.
+
+    Raises:
+        CompareError: when a process that runs it has the lock.
+    """
     with (folder / LOG).open("ab") as log:
         try:
-            fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the child inherits it with the open file
+            fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise CompareError(f"{folder}: its run is still going on; wait for it, or stop it") from None
-        command = [sys.executable, "-m", "train.cli", "train", "--resume", str(folder)]
-        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
+        yield log
 
 
 def _conclude(cell: Cell, code: int) -> None:

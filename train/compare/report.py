@@ -11,7 +11,7 @@ from typing import Any
 from train.ablation.figures import distinct
 from train.checkpoint import replace
 from train.compare.cells import TUNING
-from train.compare.results import ACCURACIES, HOLDERS, PHASES, Row
+from train.compare.results import ACCURACIES, HOLDERS, PAIRED, PHASES, Row
 from train.page import image, page, settings_rows, table
 
 Format = Callable[[float], str]
@@ -21,8 +21,16 @@ def _share(value: float) -> str:
     return f"{value:.4f}"
 
 
+def _signed(value: float) -> str:
+    return f"{value:+.4f}"
+
+
 def _plain(value: float) -> str:
     return f"{value:.4g}"
+
+
+def _rate(value: float) -> str:
+    return f"{value:g}"
 
 
 def _count(value: float) -> str:
@@ -39,6 +47,11 @@ def _megabytes(value: float) -> str:
 
 COLUMNS: dict[str, tuple[str, Format, str]] = {
     "knn_accuracy": ("kNN", _share, "Accuracy of the weighted kNN of frozen features on held-out images."),
+    PAIRED: (
+        "kNN − reference",
+        _signed,
+        "kNN accuracy less that of the reference with the same seed and budget, over the seeds that both have.",
+    ),
     "linear_probe_accuracy": ("linear probe", _share, "Accuracy of a linear classifier on frozen features."),
     "view_retrieval_at_1": ("retrieval@1", _share, "How often a view's nearest is the other view of its row."),
     "global_loss": (
@@ -63,6 +76,8 @@ COLUMNS: dict[str, tuple[str, Format, str]] = {
     ),
 }
 """Every column's name, format and meaning, in the order of the tables."""
+COUNTED = ("steps", "encodings", "extra_bytes")
+"""Columns whose deviation is shown only where it is worth a look."""
 
 
 def text_table(averages: Sequence[Row]) -> str:
@@ -71,7 +86,7 @@ def text_table(averages: Sequence[Row]) -> str:
     lines = [("budget", "method", "lr", "n", *(COLUMNS[name][0] for name in shown))]
     for row in averages:
         cells = (_spread(row, name) for name in shown)
-        lines.append((row["budget"], row["method"], f"{row['lr']:g}", str(row["count"]), *cells))
+        lines.append((row["budget"], row["method"], _known(row["lr"], _rate), _runs_of(row), *cells))
     widths = [max(map(len, column)) for column in zip(*lines)]
     return "\n".join("  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths)).rstrip() for line in lines)
 
@@ -89,6 +104,7 @@ def write(
     ]
     parts = [
         *(f'<p class="answer">{escape(line)}</p>' for line in answers(averages)),
+        *(f"<p>{escape(line)}</p>" for line in edges(found, averages)),
         f"<p>Diverged, and in no mean: {escape('; '.join(lost))}.</p>" if lost else "",
         image(folder / "accuracy.png", "accuracy against encoder forward passes"),
         *(part for budget in distinct(averages, "budget") for part in _budget(averages, budget)),
@@ -117,7 +133,7 @@ def answers(averages: Sequence[Row]) -> list[str]:
     """The method of the highest mean accuracies of each budget, in a sentence, with how far the next one is."""
     lines = []
     for budget in distinct(averages, "budget"):
-        here = [row for row in averages if row["budget"] == budget]
+        here = [row for row in averages if row["budget"] == budget and row["count"]]
         parts = []
         for name in ACCURACIES:
             order = sorted((row for row in here if row[name] >= 0), key=lambda row: -row[name])
@@ -128,10 +144,18 @@ def answers(averages: Sequence[Row]) -> list[str]:
     return lines
 
 
+def edges(found: Sequence[Row], averages: Sequence[Row]) -> list[str]:
+    """A line that names the methods whose learning rate is the least or the greatest of those tried, if there are."""
+    rates = distinct([row for row in found if row["budget"] == TUNING], "lr")
+    at = {row["method"]: row["lr"] for row in averages if len(rates) > 1 and row["lr"] in (min(rates), max(rates))}
+    named = ", ".join(f"{method} {lr:g}" for method, lr in at.items())
+    return [f"At the edge of the learning rates tried, so that others may be better: {named}."] if at else []
+
+
 def _budget(averages: Sequence[Row], budget: str) -> list[str]:
     here = [row for row in averages if row["budget"] == budget]
     body = [
-        (escape(row["method"]), f"{row['lr']:g}", str(row["count"]), *(_spread(row, name) for name in COLUMNS))
+        (escape(row["method"]), _known(row["lr"], _rate), _runs_of(row), *(_spread(row, name) for name in COLUMNS))
         for row in here
     ]
     heads = ("method", "lr", "runs", *(title for title, _, _ in COLUMNS.values()))
@@ -151,7 +175,9 @@ def _tuning(found: Sequence[Row]) -> list[str]:
     ]
     return [
         "<h2>Choice of the learning rate</h2>",
-        f"<p>kNN accuracy at equal steps with seed {here[0]['seed']}, which is in no other table.</p>",
+        f"<p>kNN accuracy at equal steps with seed {here[0]['seed']}, which is in no other table. Each method has the "
+        f"rate of its highest. The same held-out images judge the methods in the tables above: the choice flatters "
+        f"each of them alike, by one choice of {len(rates)}.</p>",
         table(("method", *(f"lr {lr:g}" for lr in rates)), body),
     ]
 
@@ -179,20 +205,28 @@ def _split(averages: Sequence[Row], whole: str, keys: Sequence[str], names: Sequ
 
 
 def _runs(found: Sequence[Row]) -> str:
-    heads = ("method", "budget", "lr", "seed", *(title for title, _, _ in COLUMNS.values()))
+    columns = {name: column for name, column in COLUMNS.items() if name != PAIRED}
+    heads = ("method", "budget", "lr", "seed", *(title for title, _, _ in columns.values()))
     body = [
         (escape(row["method"]), row["budget"], f"{row['lr']:g}", str(row["seed"]),
-         *(_known(row[name], form) for name, (_, form, _) in COLUMNS.items()))
+         *(_known(row[name], form) for name, (_, form, _) in columns.items()))
         for row in found
     ]  # fmt: skip
     return f"<details><summary>{len(body)} runs</summary>{table(heads, body)}</details>"
 
 
 def _spread(row: Row, name: str) -> str:
-    """Mean ± standard deviation; the mean alone of one run, or where all agree within a thousandth."""
+    """Mean ± standard deviation; the mean alone of one run, and of counts where all agree within a thousandth."""
     form, spread = COLUMNS[name][1], row[f"{name}_sd"]
     mean = _known(row[name], form)
-    return f"{mean} ± {form(spread)}" if spread > abs(row[name]) / 1000 else mean
+    if math.isnan(spread) or (name in COUNTED and spread <= abs(row[name]) / 1000):
+        return mean
+    return f"{mean} ± {form(spread).removeprefix('+')}"
+
+
+def _runs_of(row: Row) -> str:
+    """How many runs are in a mean, and how many are in none."""
+    return f"{row['count']}, {row['diverged']} diverged" if row["diverged"] else str(row["count"])
 
 
 def _known(value: float, form: Format) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from train import report
+from train.ablation.figures import distinct
 from train.compare.cells import STEPS, TUNING, Cell, Curve
 from train.compare.processes import diverged, finished
 from train.run import METRICS
@@ -17,6 +18,7 @@ from train.trainer import PHASES
 HOLDERS = ("bank", "snapshot", "momentum_encoder", "negatives", "batches")
 """What memory beyond SimCLR's is split into, see `train.memory`."""
 ACCURACIES = ("knn_accuracy", "linear_probe_accuracy")
+PAIRED = "knn_over_reference"
 MEASURES = (
     "steps",
     "encodings",
@@ -39,26 +41,39 @@ def rows(cells: Sequence[Cell]) -> list[Row]:
     return [_row(cell) for cell in cells if finished(cell)]
 
 
-def summarise(found: Sequence[Row]) -> list[Row]:
+def summarise(found: Sequence[Row], reference: str) -> list[Row]:
     """The rows of summary.csv: count, mean and standard deviation over the seeds of a method and budget.
 
-    The deviation is that of a sample, √(Σ(x − x̄)² / (n − 1)), and NaN of one. Tuning runs, of other seeds and learning
-    rates, are left out; runs that diverged count in `diverged` and nowhere else.
+    The deviation is that of a sample, √(Σ(x − x̄)² / (n − 1)), and NaN of one. `PAIRED` is the kNN accuracy less that of
+    the reference with the same seed and budget. Tuning runs, of other seeds and learning rates, are left out, but of a
+    method that diverged in all of them; runs that diverged count in `diverged` and nowhere else.
     """
-    groups: dict[tuple[str, str], list[Row]] = {}
-    for row in (each for each in found if each["budget"] != TUNING):
-        groups.setdefault((row["budget"], row["method"]), []).append(row)
     summary = []
-    for (budget, method), here in groups.items():
-        whole = [row for row in here if not row["diverged"]]
-        mean = {"method": method, "budget": budget, "lr": here[0]["lr"]}
-        mean |= {"count": len(whole), "diverged": len(here) - len(whole)}
-        for name in MEASURES:
-            values = [row[name] for row in whole if not math.isnan(row[name])]
-            mean[name] = statistics.fmean(values) if values else math.nan
-            mean[f"{name}_sd"] = statistics.stdev(values) if len(values) > 1 else math.nan
-        summary.append(mean)
+    for budget in (each for each in distinct(found, "budget") if each != TUNING):
+        base = [row for row in found if (row["method"], row["budget"]) == (reference, budget)]
+        paired = {row["seed"]: row["knn_accuracy"] for row in base}
+        for method in distinct(found, "method"):
+            tried = [row for row in found if row["method"] == method]
+            here = [row for row in tried if row["budget"] == budget]
+            if not here and all(row["diverged"] for row in tried):  # at every learning rate
+                here = tried
+            if not here:
+                continue
+            whole, rates = [row for row in here if not row["diverged"]], distinct(here, "lr")
+            mean = {"method": method, "budget": budget, "lr": rates[0] if len(rates) == 1 else math.nan}
+            mean |= {"count": len(whole), "diverged": len(here) - len(whole)}
+            for name in MEASURES:
+                mean |= _moments(name, [row[name] for row in whole])
+            over = [row["knn_accuracy"] - paired[row["seed"]] for row in whole if row["seed"] in paired]
+            summary.append(mean | _moments(PAIRED, [] if method == reference else over))
     return summary
+
+
+def _moments(name: str, values: Sequence[float]) -> Row:
+    """Mean and deviation of what is known of a measure."""
+    known = [value for value in values if not math.isnan(value)]
+    mean = statistics.fmean(known) if known else math.nan
+    return {name: mean, f"{name}_sd": statistics.stdev(known) if len(known) > 1 else math.nan}
 
 
 def evaluations(cell: Cell) -> list[Row]:
@@ -86,11 +101,12 @@ def gradients(cells: Sequence[Cell]) -> list[Row]:
 
 def _row(cell: Cell) -> Row:
     row: Row = {"method": cell.method, "budget": cell.budget, "seed": cell.seed, "lr": cell.lr}
-    row |= {"diverged": diverged(cell) is not None, "folder": str(cell.folder)} | dict.fromkeys(MEASURES, math.nan)
+    row |= {"diverged": diverged(cell) is not None, "folder": str(cell.folder), "device": "", "precision": ""}
+    row |= dict.fromkeys(MEASURES, math.nan)
     if row["diverged"]:
         return row
     summary = json.loads((cell.folder / "summary.json").read_text())
-    row |= {name: summary[name] for name in MEASURES if name in summary}
+    row |= {name: summary[name] for name in ("device", "precision", *MEASURES) if name in summary}
     steps = [each for each in report.read_metrics(cell.folder / METRICS) if each["event"] == report.STEP]
     row["loss"] = steps[-1]["loss"]
     seconds = summary["seconds_by_phase"]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from types import FrameType
@@ -12,14 +14,15 @@ from types import FrameType
 import yaml
 
 from train.ablation.average import write_csv
+from train.build import build, choose_device, load_data
 from train.checkpoint import replace
 from train.compare import report
 from train.compare.cells import ENCODINGS, STEPS, Cell, Cells, Curve
 from train.compare.figures import draw_accuracy
 from train.compare.processes import CompareError, diverged, execute, finished, prepare
 from train.compare.results import curve, gradients, rows, summarise
-from train.config import method_configs, to_dict
-from train.options import Comparison
+from train.config import ConfigError, method_configs, to_dict
+from train.options import Comparison, Config
 
 
 def from_config(comparison: Comparison) -> str:
@@ -28,71 +31,99 @@ def from_config(comparison: Comparison) -> str:
     Everything is drawn from the folders of its runs: called for one that has finished, it writes the results anew.
 
     Raises:
-        ConfigError: for a method's configuration, before anything runs.
+        ConfigError: for a method's configuration, or what of it does not fit the data, before anything runs.
         CompareError: for a run of another configuration in a cell's folder, or one that fails.
     """
     configs = method_configs(comparison)
-    work = _Work(comparison, Cells(comparison, configs))
+    work = _Work(comparison, configs)
     with _stopped_by_sigterm():
         work.run()
-    return report.text_table(summarise(rows(work.cells)))
+    found = rows(work.cells)
+    averages = summarise(found, work.plan.reference)
+    return "\n".join((report.text_table(averages), *report.edges(found, averages)))
 
 
 class _Work:
     """The cells so far known, and how many more there will be at most."""
 
-    def __init__(self, comparison: Comparison, plan: Cells) -> None:
-        self.comparison, self.plan, self.folder = comparison, plan, Path(comparison.out)
+    def __init__(self, comparison: Comparison, configs: Mapping[str, Config]) -> None:
+        self.comparison, self.configs, self.folder = comparison, configs, Path(comparison.out)
+        self.plan, self.checked = Cells(comparison, configs), False
         self.cells: list[Cell] = []
         self.left = 0  # cells that are not known yet
         self.started, self.executed = time.perf_counter(), 0
 
     def run(self) -> None:
-        plan, seeds, methods = self.plan, len(self.comparison.seeds), len(self.comparison.methods)
+        plan, seeds = self.plan, self.comparison.seeds
         equal_steps, equal_encodings = (name in self.comparison.equal for name in (STEPS, ENCODINGS))
-        self.left = methods * seeds * equal_steps + (methods - equal_steps) * seeds * equal_encodings
         tuning = plan.tuning()
+        self._expect(len(self.configs), equal_steps, equal_encodings)
         self._complete(tuning)
         rates = self._rates(tuning)
+        self._expect(len(rates), equal_steps, equal_encodings)
         steps = plan.steps(rates)
         if equal_steps:
             self.left -= len(steps)
             self._complete(steps)
         if equal_encodings:
-            first = [c for c in tuning if rates.get(c.method) == c.lr] or steps[: len(rates)]
-            measured = self._measure(first)
+            chosen = [cell for cell in tuning if rates.get(cell.method) == cell.lr]
+            measured = self._measure([chosen, *([cell for cell in steps if cell.seed == seed] for seed in seeds)])
+            lost = [cell._replace(budget=ENCODINGS) for cell in steps if cell.method not in measured]
             self.left = 0
-            self._complete(plan.encodings(rates, measured))
+            self._complete([*plan.encodings(rates, measured), *lost])
+
+    def _expect(self, methods: int, equal_steps: bool, equal_encodings: bool) -> None:
+        """Count the cells of so many methods; the reference's equal encodings are its equal steps."""
+        self.left = len(self.comparison.seeds) * (methods * equal_steps + (methods - equal_steps) * equal_encodings)
 
     def _rates(self, tuning: Sequence[Cell]) -> Mapping[str, float]:
-        """Each method's learning rate: the only one, or that of the highest kNN accuracy, the lower one of equals."""
+        """Each method's learning rate: the only one, or that of the highest kNN accuracy, the lower one of equals.
+
+        A method that diverged at every one is left out.
+        """
         if not tuning:
             return {method: self.comparison.lr[0] for method in self.comparison.methods}
         rates: dict[str, float] = {}
         for method in self.comparison.methods:
-            found = [row for row in rows([c for c in tuning if c.method == method]) if row["knn_accuracy"] >= 0]
+            found = [row for row in rows([c for c in tuning if c.method == method]) if not row["diverged"]]
+            tried = ", ".join(f"{lr:g}" for lr in self.comparison.lr)
             if not found:
-                raise CompareError(
-                    f"{method}: no kNN accuracy at any lr of {self.comparison.lr}; its runs diverged, or the data has "
-                    f"no labels: give other lr, or one"
-                )
+                print(f"{method}: left out, it diverged at every lr of {tried}", flush=True)
+                continue
+            if math.isnan(found[0]["knn_accuracy"]):
+                raise CompareError(f"{method}: no kNN accuracy to choose lr by, the data has no labels; give one lr")
             rates[method] = min(found, key=lambda row: (-row["knn_accuracy"], row["lr"]))["lr"]
-            print(f"{method}: lr {rates[method]:g} of {', '.join(f'{lr:g}' for lr in self.comparison.lr)}", flush=True)
+            print(f"{method}: lr {rates[method]:g} of {tried}", flush=True)
+        if not rates:
+            raise CompareError(f"lr={self.comparison.lr}: every method diverged at every one; give lower ones")
         return rates
 
-    def _measure(self, cells: Sequence[Cell]) -> Mapping[str, Curve]:
-        """Encodings of each method over base.run.steps steps, of the methods whose run did not diverge."""
-        self._complete([cell for cell in cells if not finished(cell)], report=False)
-        measured = {cell.method: curve(cell) for cell in cells if diverged(cell) is None}
+    def _measure(self, rounds: Iterable[Sequence[Cell]]) -> Mapping[str, Curve]:
+        """Encodings of each method over base.run.steps steps, by its first run that did not diverge.
+
+        Args:
+            rounds: runs of the methods; those of a later round are looked at only where all before diverged.
+        """
+        measured: dict[str, Curve] = {}
+        for cells in rounds:
+            cells = [cell for cell in cells if cell.method not in measured]
+            self._complete([cell for cell in cells if not finished(cell)], report=False)
+            measured |= {cell.method: curve(cell) for cell in cells if diverged(cell) is None}
         if self.plan.reference not in measured:
-            raise CompareError(f"{self.plan.reference}: the reference diverged; lower lr, or name another reference")
+            raise CompareError(
+                f"{self.plan.reference}: the reference diverged with every seed, so that no encodings can be equal to "
+                f"its; lower lr, or name another reference"
+            )
         return measured
 
     def _complete(self, cells: Sequence[Cell], *, report: bool = True) -> None:
         """Run those of `cells` that are not finished; with `report` they are part of the results."""
+        waiting = [cell for cell in cells if not finished(cell)]
+        if waiting and not self.checked:
+            require_fitting(self.configs)
+            self.checked = True
         prepare(cells)
         self.cells += cells if report else []
-        waiting = [cell for cell in cells if not finished(cell)]
         if len(waiting) < len(cells):
             print(f"{len(cells) - len(waiting)} of {len(cells)} runs are finished already", flush=True)
         with closing(execute(waiting, self.comparison.jobs)) as done:
@@ -113,13 +144,13 @@ class _Work:
         found = rows(self.cells)
         if found:
             write_csv(found, self.folder / "results.csv")
-        if averages := summarise(found):
+        if averages := summarise(found, self.plan.reference):
             write_csv(averages, self.folder / "summary.csv")
 
     def _write_report(self) -> None:
         self._write_tables()
         found, settings = rows(self.cells), to_dict(self.comparison)
-        averages = summarise(found)
+        averages = summarise(found, self.plan.reference)
         if averages:  # not tuning runs alone
             replace(self.folder / "compare.yaml", yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
             draw_accuracy(self.cells, averages, self.folder / "accuracy.png")
@@ -127,6 +158,24 @@ class _Work:
             if measured:
                 write_csv(measured, self.folder / "gradient.csv")
             report.write(self.folder, found, averages, measured, settings)
+
+
+def require_fitting(configs: Mapping[str, Config]) -> None:
+    """Make the objects of every method's run once, on the CPU and over the same data, and drop them again.
+
+    Raises:
+        ConfigError: with what `train.build.build` says of each method.
+    """
+    splits, problems = load_data(next(iter(configs.values()))), []
+    for name, config in configs.items():
+        try:
+            choose_device(config.run.device)
+            on_cpu = dataclasses.replace(config.run, device="cpu")
+            build(dataclasses.replace(config, run=on_cpu), splits=splits)
+        except ValueError as error:
+            problems.append(f"methods.{name}: {error}")
+    if problems:
+        raise ConfigError("comparison", problems)
 
 
 @contextmanager

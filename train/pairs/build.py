@@ -18,6 +18,7 @@ from train.build import (
     choose_device,
     choose_precision,
     generator,
+    require_factory,
     wants_snapshot,
 )
 from train.options import Config
@@ -52,7 +53,12 @@ def build_pairs(
         raise ValueError(f"batches.batch_size={config.batches.batch_size}: there are {num_rows} pairs; choose from 2..")
     device, seed = choose_device(config.run.device), config.run.seed
     encoders = nn.ModuleList([left[0], right[0]]).to(device)
-    batches = build_batches(config, num_rows, functools.partial(encode, *left), exclude)
+
+    def scored(rows: Tensor) -> Tensor:
+        trainer.encodings += len(rows)
+        return encode(*left, rows)
+
+    batches = build_batches(config, num_rows, scored, exclude)
     steps = config.run.steps or config.run.epochs * len(batches)  # type: ignore[operator]
     if config.optim.warmup >= steps:
         raise ValueError(f"optim.warmup={config.optim.warmup}: the run has only {steps} steps; make it shorter")
@@ -60,7 +66,7 @@ def build_pairs(
     sides = [_side(config, num_rows, *each, len(batches), device, _spawn(random), exclude) for each in (left, right)]
     learned = [tensor for side in sides for tensor in side.negatives.learned]
     precision = choose_precision(config.run.precision, device)
-    return PairTrainer(
+    trainer = PairTrainer(
         sides[0],
         sides[1],
         batches=batches,
@@ -71,6 +77,7 @@ def build_pairs(
         device=device,
         autocast=functools.partial(torch.autocast, device.type, dtype=torch.bfloat16, enabled=precision == "bf16"),
     )
+    return trainer
 
 
 def _side(
@@ -89,6 +96,7 @@ def _side(
     negatives = build_negatives(config, Task(num_rows, device, random, lambda: None, views=1, exclude=exclude))
     if not wants_snapshot(config):
         return Side(encoder, read, bank, negatives)
+    require_factory(config.index.factory, bank.vectors.shape[1])
     refresher = Refresher(
         bank,
         every=config.refresh.every * (epoch if config.refresh.unit == "epochs" else 1),

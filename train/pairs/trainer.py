@@ -121,10 +121,14 @@ class PairTrainer:
         """Let both refreshers look at the step, and pass a side's new snapshot on to the other side's negatives."""
         reports = []
         for side, _ in self._ways:
-            with self.descent.timed("refresh"):
-                report = None if side.refresher is None else side.refresher.step(self.descent.step_number)
-                if side.refresher is not None and report is not None and report.swapped:
-                    self._swap(side, side.refresher.snapshot)
+            report = None
+            if side.refresher is not None:
+                with self.descent.timed("refresh"):
+                    before = side.refresher.encodings
+                    report = side.refresher.step(self.descent.step_number)
+                    self.encodings += side.refresher.encodings - before
+                    if report is not None and report.swapped:
+                        self._swap(side, side.refresher.snapshot)
             reports.append(report)
         return reports[0], reports[1]
 
