@@ -228,7 +228,7 @@ def require_fitting(negatives: NegativeSampler, batches: BatchSampler, encoder: 
     name = type(batches).__name__
     if negatives.requires == "uniform" and not batches.uniform:
         raise ValueError(
-            f"negatives: in-batch proposals and averages need uniform batches, which {name} batches are not; take "
+            f"negatives: averages and in-batch proposals need uniform batches, which {name} batches are not; take "
             f"proposals='index' or other negatives, or uniform batches"
         )
     if negatives.requires == "known" and not batches.known:
