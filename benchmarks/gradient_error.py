@@ -35,6 +35,7 @@ import math
 import time
 from collections.abc import Callable
 from functools import partial
+from itertools import chain, repeat
 from typing import Any, NamedTuple
 
 import torch
@@ -45,8 +46,8 @@ from torch.nn import functional as F
 from negbank import Snapshot
 from negbank.bank import unit_rows
 from negbank.proposals import HeadTail
-from samplers.negatives import Emc2, EncodedBatch, Importance, InBatch, Negatives
-from samplers.negatives.in_batch import allowed_columns
+from samplers.batches import Drawn
+from samplers.negatives import Emc2, EncodedBatch, Importance, InBatch, Negatives, SogClr
 from train.ablation.sources import moved
 from train.data.augment import PRESETS, Augment
 from train.data.sources import load
@@ -75,7 +76,7 @@ class Method(NamedTuple):
     """A way to choose negatives. make: (draws, generator) → sampler.
 
     fits: what is fitted to a number of encodings, "draws" or "rows". near: rows of a batch that are nearest to one
-    another, 0 for uniform batches. warm: whether it has a past.
+    another, 0 for uniform batches. warm: whether it has a past. group: of drawn batches, 0 for others.
     """
 
     name: str
@@ -83,6 +84,7 @@ class Method(NamedTuple):
     fits: str = "draws"
     near: int = 0
     warm: bool = False
+    group: int = 0
 
 
 class Perceptron(nn.Module):
@@ -96,37 +98,13 @@ class Perceptron(nn.Module):
         return F.normalize(self.layers(x), dim=1)
 
 
-class SogClr:
-    """In-batch negatives weighed against a moving average (Yuan et al. 2022): w = exp(β(s − s⁺)) / (R u)."""
-
-    fresh_queries = False
-
-    def __init__(self, problem: Problem, gamma: float) -> None:
-        self.beta, self.gamma = 1 / problem.temperature, gamma
-        scores = self.beta * problem.z @ problem.z.T
-        count = len(scores) // 2
-        at = torch.arange(2 * count)
-        ratio = (scores - scores[at, at.roll(count)][:, None]).masked_fill(
-            at[:, None] % count == at % count, -torch.inf
-        )
-        self.u = ratio.exp().sum(1).div(2 * count - 2).view(2, count)
-
-    def update(self, snapshot: Snapshot) -> None:
-        """Nothing: it asks no bank."""
-
-    def draw(self, rows: Tensor, queries: Tensor | None = None) -> Tensor:
-        """No further rows."""
-        return rows[:0]
-
-    def __call__(self, batch: EncodedBatch) -> tuple[Negatives, dict[str, float]]:
-        scores = batch.anchors @ batch.candidates.T
-        positive = (batch.anchors * batch.positives).sum(1, keepdim=True)
-        outside = ~allowed_columns(batch, None)
-        ratio = (self.beta * (scores - positive)).detach().masked_fill(outside, -torch.inf).exp()
-        count = 2 * len(batch.rows) - 2
-        mean = ratio.sum(1).view(2, -1) / count
-        self.u[:, batch.rows] = (1 - self.gamma) * self.u[:, batch.rows] + self.gamma * mean
-        return Negatives(scores, ratio / (count * self.u[:, batch.rows].flatten())[:, None]), {}
+def sogclr(problem: Problem, gamma: float) -> SogClr:
+    """Its averages begin at what they average over the data set: u_i = mean_j exp(β(s_ij − s_i⁺))."""
+    made = SogClr(len(problem.z) // 2, temperature=problem.temperature, gamma=gamma, relative=True)
+    positive = (problem.z * problem.z.roll(len(problem.z) // 2, 0)).sum(1) / problem.temperature
+    means = logits(problem.z, problem.temperature).logsumexp(1) - math.log(len(problem.z) - 2) - positive
+    made.averages.log_u.copy_(means.view(2, -1).T)
+    return made
 
 
 def logits(z: Tensor, temperature: float) -> Tensor:
@@ -203,10 +181,15 @@ def known(
     return Problem(temperature, z, snapshot, means, pi.unflatten(1, (2, -1)).sum(1).float(), inputs, encoder, gradients)
 
 
+def head_tail(problem: Problem) -> partial[HeadTail]:
+    """What all draws are from."""
+    return partial(HeadTail, k=64, temperature=problem.temperature, floor=0.1)
+
+
 def methods(problem: Problem) -> list[Method]:
     """All that are compared."""
     settings: dict[str, Any] = {"num_rows": len(problem.z) // 2, "temperature": problem.temperature}
-    settings["proposal"] = partial(HeadTail, k=64, temperature=problem.temperature, floor=0.1)
+    settings["proposal"] = head_tail(problem)
 
     def logq(name: str, *, near: int = 0, **options: Any) -> Method:
         return Method(
@@ -231,8 +214,8 @@ def methods(problem: Problem) -> list[Method]:
         simclr,
         simclr._replace(name="SimCLR, near rows in eights", near=8),
         simclr._replace(name="SimCLR, near rows", near=ROWS),
-        Method("SogCLR γ = 0.9", lambda n, g: SogClr(problem, 0.9), "rows", warm=True),
-        Method("SogCLR γ = 0.1", lambda n, g: SogClr(problem, 0.1), "rows", warm=True),
+        Method("SogCLR γ = 0.9", lambda n, g: sogclr(problem, 0.9), "rows", warm=True),
+        Method("SogCLR γ = 0.1", lambda n, g: sogclr(problem, 0.1), "rows", warm=True),
         emc2("in batch, all views (published)", proposals="in_batch", batch_views="all"),
         emc2("in batch, one view", proposals="in_batch"),
         emc2("own draws, bank scores", **own, draws=16, score="bank"),
@@ -249,6 +232,7 @@ def methods(problem: Problem) -> list[Method]:
         logq("pool, positive in", pool=True),
         logq("pool", **pool),
         logq("pool, fresh query", **pool, query="fresh"),
+        *(logq(f"drawn batches, groups of {g}")._replace(fits="rows", group=g) for g in (2, 4, 8)),
         logq("pool, near rows in eights", **pool, batch=False, near=8),
         logq("pool, near rows", **pool, batch=False, near=ROWS),
     ]
@@ -262,6 +246,13 @@ class Trial:
         self.random, self.coins, draw = (torch.Generator().manual_seed(seed + k) for k in range(3))
         self.sampler = method.make(draws, draw)
         self.sampler.update(problem.bank)
+        self.batches = None
+        if method.group:
+            self.batches = Drawn(
+                self.count, rows, group=method.group, proposal=head_tail(problem), generator=self.random
+            )
+            self.batches.update(problem.bank)
+            self.stream = chain.from_iterable(repeat(self.batches))
         if not method.warm:
             return
         if isinstance(self.sampler, Emc2):
@@ -272,7 +263,9 @@ class Trial:
                 self.visit(batch, encode=False)
 
     def next(self) -> Tensor:
-        """Rows (B,): uniform, or seeds at random, each with those nearest to it in the bank, of the rows not yet in."""
+        """Rows (B,): uniform, drawn, or seeds at random, each with those nearest to it in the bank and not yet in."""
+        if self.batches is not None:
+            return torch.tensor(next(self.stream))
         if not self.near:
             return torch.randperm(self.count, generator=self.random)[: self.rows]
         vectors, left = self.problem.bank.vectors, torch.ones(self.count)
@@ -293,9 +286,9 @@ class Trial:
         """One step as a trainer makes it, up to the negatives; without `encode` the known embeddings are read."""
         drawn, at = self.draw(rows)
         encoder = self.problem.encoder if encode else None
-        batch = EncodedBatch.from_views(
-            rows, self.problem.z[at] if encoder is None else encoder(self.problem.inputs[at]), drawn
-        )
+        z = self.problem.z[at] if encoder is None else encoder(self.problem.inputs[at])
+        expected = None if self.batches is None else partial(self.batches.expected, rows)
+        batch = EncodedBatch.from_views(rows, z, drawn, expected=expected)
         return batch, self.sampler(batch)[0]
 
 
@@ -306,6 +299,8 @@ def fitted(problem: Problem, method: Method, rows: int, encodings: int) -> tuple
         trial = Trial(problem, method, size, draws, seed=7, warmup=0)
         return sum(len(trial.draw(trial.next())[1]) for _ in range(30)) / 30
 
+    if method.group:
+        return encodings // 2 // method.group * method.group, 0
     by_rows = method.fits == "rows"
     low, high = (1, encodings // 2 + 1) if by_rows else (0, 16 * encodings)
     while high - low > 1:
@@ -332,7 +327,7 @@ def measure(problem: Problem, method: Method, rows: int, draws: int, *, half: in
             value = surrogate(batch, negatives, temperature=problem.temperature)
             parts = torch.autograd.grad(value, list(problem.encoder.parameters()))
             estimate, of_anchors = torch.cat([part.flatten() for part in parts]), problem.gradients[at].mean(0)
-            off[side, t] = estimate - (exact if method.near else of_anchors)
+            off[side, t] = estimate - (exact if method.near or method.group else of_anchors)
             squares = [v.square().sum() for v in (estimate - exact, of_anchors - exact, estimate - of_anchors)]
             cosines = [torch.cosine_similarity(v, exact, dim=0) for v in (estimate, of_anchors)]
             sums[:5] += torch.stack(squares + cosines)
@@ -398,6 +393,7 @@ def main() -> None:
         )
         for method in chosen:
             sizes = [b for b in sorted({4, 16, 32, 64, 3 * encodings // 8 or 4}) if not encodings or 2 * b < encodings]
+            sizes = [b for b in sizes if b % max(1, method.group) == 0]
             if method.fits == "rows" and encodings:
                 sizes = [0]
             for size in sizes if encodings or method.fits == "rows" else []:
