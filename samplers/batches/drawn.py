@@ -86,11 +86,13 @@ class Drawn(Planned):
         snapshot, group, seeds = self._snapshot, self.group, rows[:: self.group]
         if snapshot is None or self._proposal is None or not bool(snapshot.written[seeds].all()):
             return super().expected(rows, ids)
-        by_seed = self._proposal(Anchors(seeds, snapshot.vectors[seeds])).log_prob(ids.expand(len(seeds), -1)).exp()
-        by_row = self._proposal(Anchors(ids, snapshot.vectors[ids])).log_prob(rows.expand(len(ids), -1)).exp().T
+        every, at = torch.cat((rows, ids)).unique(return_inverse=True)
+        q = self._proposal(Anchors(every, snapshot.vectors[every])).log_prob(every.expand(len(every), -1)).exp()
+        row, column = at.split((len(rows), len(ids)))
         drawn = torch.arange(len(rows), device=rows.device)[:, None] % group > 0
-        missed = (1 - by_seed.repeat_interleave(group, 0)) ** (group - 1 - drawn.long())
-        missed = missed * torch.where(drawn & snapshot.written[ids], 1 - by_row, 1.0)  # a row not held is no seed
+        by_seed = q[row[::group]][:, column].repeat_interleave(group, 0)
+        by_row = torch.where(drawn & snapshot.written[ids], q[column][:, row].T, 0.0)  # a row not held is no seed
+        missed = (1 - by_seed) ** (group - 1 - drawn.long()) * (1 - by_row)
         return 1 - missed * (1 - 1 / (self.num_rows - 1)) ** (self.batch_size - group)
 
 
