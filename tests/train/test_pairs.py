@@ -211,15 +211,18 @@ def test_encodings_are_all_that_an_encoder_was_given(steps):
         assert trainer.encodings > 7 * 2 * B + 3 * 2 * N - 1
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [*METHODS, "drawn batches"])
 def test_k_steps_and_k_more_after_a_resume_are_2k_steps(name, steps):
-    whole = make(METHODS[name])
+    negatives, sections = METHODS.get(name, {"type": "importance", "draws": 0}), {}
+    if name not in METHODS:
+        sections["batches"] = {"type": "drawn", "batch_size": B, "proposal": {"type": "nearest", "k": 5}}
+    whole = make(negatives, **sections)
     expected = steps(whole, 14)
-    first = make(METHODS[name])
+    first = make(negatives, **sections)
     steps(first, 7)
     state = copy.deepcopy(first.state_dict())
     snapshots = tuple(None if s.refresher is None else s.refresher.snapshot for s in (first.left, first.right))
-    second = make(METHODS[name])
+    second = make(negatives, **sections)
     second.load_state_dict(state, snapshots)
     assert steps(second, 7) == expected[7:]
     for mine, theirs in ((second.left, whole.left), (second.right, whole.right)):
