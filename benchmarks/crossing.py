@@ -49,6 +49,9 @@ NAMES = {
 MEASURES = {"global_loss": "global loss − SimCLR's", "view_retrieval_at_1": "retrieval@1 − SimCLR's"}
 
 
+PROPOSAL = {"type": "head_tail", "tail": 0.5}  # the default when this was measured
+
+
 class Point(NamedTuple):
     """N images, E encodings a step, τ, encodings in all."""
 
@@ -72,7 +75,7 @@ def comparison(point: Point, data: dict[str, Any], seeds: list[int], out: Path) 
     steps, views = point.total // point.encodings, point.encodings // 2
 
     def pooled(size: int) -> dict[str, Any]:
-        negatives = {"type": "importance", "proposal": {"type": "head_tail"}, "draws": point.encodings - 2 * size}
+        negatives = {"type": "importance", "proposal": PROPOSAL, "draws": point.encodings - 2 * size}
         return {"batches": {"batch_size": size}, "negatives": negatives}
 
     base = {
@@ -101,7 +104,10 @@ def comparison(point: Point, data: dict[str, Any], seeds: list[int], out: Path) 
         "sogclr": {"negatives": {"type": "sogclr", "gamma": 0.9}},
         "logq_quarter": pooled(views * 3 // 4),
         "logq_half": pooled(views // 2),
-        "drawn": {"batches": {"type": "drawn", "group": 4}, "negatives": {"type": "importance", "draws": 0}},
+        "drawn": {
+            "batches": {"type": "drawn", "group": 4, "proposal": PROPOSAL},
+            "negatives": {"type": "importance", "draws": 0},
+        },
     }
     return {"base": base, "methods": methods, "seeds": seeds, "lr": [0.001], "equal": ["steps"], "out": str(out)}
 

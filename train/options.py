@@ -324,7 +324,7 @@ class HeadTailProposal:
     k: int = option(64, "bank rows retrieved an anchor", low=1)
     temperature: float | None = option(None, "of the proposal's softmax; None: loss.temperature", above=0)
     floor: float = option(0.1, "share of uniform draws, which every row needs to be reachable", above=0, high=1)
-    tail: float = option(0.5, "weight of the tail against the head", above=0)
+    tail: float = option(1.0, "weight of the tail against the head", above=0)
     adapt: bool = option(False, "temperature, floor and tail from measured staleness, every refresh.check_every steps")
 
 

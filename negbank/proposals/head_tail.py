@@ -8,9 +8,9 @@
 
 with n_i(c) the rows of cell c in D_i, counted exactly (cell_rows.py). That is a mixture, and so it is drawn: a cell and
 one of its rows uniformly, or a row of the head by what its score exceeds its cell's; cells need not know who is in the
-head. No row outside of a true top k scores higher than its last one, whatever its cell's mean says. t < 1, since the
-isotropic spread overstates the tail. Rows never written are reached by the floor alone. Whether j lies in T_i is asked
-of the ids that the search returned, never of a score threshold.
+head. No row outside of a true top k scores higher than its last one, whatever its cell's mean says. t = 1 unless the
+tail is known to be over- or understated (adapt.py measures it). Rows never written are reached by the floor alone.
+Whether j lies in T_i is asked of the ids that the search returned, never of a score threshold.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class HeadTail:
         temperature: float = 0.07,
         floor: float = 0.1,
         *,
-        tail: float = 0.5,
+        tail: float = 1.0,
         adapt: bool = False,
         probe: Probe | None = None,
         exclude: Exclusions | None = None,

@@ -33,8 +33,8 @@ BLOCK = 1024
 class Drawn(Planned):
     """Seeds and what the index draws for them.
 
-    Before the first snapshot, and for rows that it does not hold yet, batches are uniform. `Importance` weighs their rows
-    by `expected`; other negatives take them as they come.
+    Before the first snapshot, and for rows that it does not hold yet, batches are uniform. `Importance` weighs their
+    rows by `expected`; other negatives take them as they come.
 
     Args:
         num_rows, batch_size, generator: see `Planned`.

@@ -155,7 +155,7 @@ def test_cells_and_head_tail_are_their_formulas(clustered, exclude, kind, k):
     anchors, ids = everyone(snapshot)
     exclude = EXCLUDE[exclude]
     if k:
-        bound = HeadTail(snapshot, k, temperature, floor, exclude=exclude)
+        bound = HeadTail(snapshot, k, temperature, floor, tail=0.5, exclude=exclude)
     else:
         bound = Cells(snapshot, temperature, floor, exclude=exclude)
     q = bound(anchors).log_prob(ids).exp()
