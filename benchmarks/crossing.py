@@ -62,9 +62,9 @@ class Point(NamedTuple):
 
 
 SERIES = {
-    "length": [Point(total=total) for total in (240_000, 120_000, 60_000, 30_000, 15_000)],
+    "length": [Point(total=total) for total in (240_000, 120_000, 60_000, 30_000)],
     "temperature": [Point(temperature=tau) for tau in (0.2, 0.03, 0.07)],
-    "encodings": [Point(encodings=each) for each in (16, 32, 128)],
+    "encodings": [Point(encodings=each) for each in (128, 16, 32)],
     "rows": [Point(rows=rows) for rows in (1000, 4000)],
     "cifar10": [Point(rows=2000, total=240_000)],
 }
