@@ -13,7 +13,7 @@ from samplers.negatives import EncodedBatch, Importance
 N, D, B, GROUP, TEMPERATURE = 200, 8, 16, 4, 0.15
 PROPOSALS = {
     "the stale softmax": partial(StaleSoftmax, temperature=TEMPERATURE, floor=0.2),
-    "head and tail": partial(HeadTail, k=12, temperature=TEMPERATURE, floor=0.2),
+    "head and tail": partial(HeadTail, k=12, temperature=TEMPERATURE, floor=0.2, tail=0.5),
 }
 
 
