@@ -33,7 +33,7 @@ from train.config import load
 from train.options import Comparison
 
 Row = dict[str, Any]
-AXES = {"length": "total", "temperature": "temperature", "encodings": "encodings", "rows": "rows"}
+AXES = {"length": "total", "temperature": "temperature", "encodings": "encodings_a_step", "rows": "rows"}
 TITLES = {
     "length": "training: encodings in all",
     "temperature": "temperature τ",
@@ -56,7 +56,7 @@ class Point(NamedTuple):
     """N images, E encodings a step, τ, encodings in all."""
 
     rows: int = 1000
-    encodings: int = 32
+    encodings_a_step: int = 32
     temperature: float = 0.07
     total: int = 120_000
 
@@ -64,7 +64,7 @@ class Point(NamedTuple):
 SERIES = {
     "length": [Point(total=total) for total in (240_000, 120_000, 60_000, 30_000)],
     "temperature": [Point(temperature=tau) for tau in (0.2, 0.03, 0.07)],
-    "encodings": [Point(encodings=each) for each in (128, 16, 32)],
+    "encodings": [Point(encodings_a_step=each) for each in (128, 16, 32)],
     "rows": [Point(rows=rows) for rows in (1000, 4000)],
     "cifar10": [Point(rows=2000, total=240_000)],
 }
@@ -72,10 +72,10 @@ SERIES = {
 
 def comparison(point: Point, data: dict[str, Any], seeds: list[int], out: Path) -> dict[str, Any]:
     """What `negbank compare` reads."""
-    steps, views = point.total // point.encodings, point.encodings // 2
+    steps, views = point.total // point.encodings_a_step, point.encodings_a_step // 2
 
     def pooled(size: int) -> dict[str, Any]:
-        negatives = {"type": "importance", "proposal": PROPOSAL, "draws": point.encodings - 2 * size}
+        negatives = {"type": "importance", "proposal": PROPOSAL, "draws": point.encodings_a_step - 2 * size}
         return {"batches": {"batch_size": size}, "negatives": negatives}
 
     base = {
@@ -90,7 +90,7 @@ def comparison(point: Point, data: dict[str, Any], seeds: list[int], out: Path) 
         "loss": {"temperature": point.temperature},
         # two passes over the data, and hardly an encoding of drift probes
         "refresh": {
-            "every": 4 * point.rows // point.encodings,
+            "every": 4 * point.rows // point.encodings_a_step,
             "unit": "steps",
             "probe_rows": 32,
             "check_every": 10**6,
@@ -122,7 +122,7 @@ def measure(options: argparse.Namespace) -> list[Row]:
         for point in SERIES[series]:
             if (data["type"], point) in found:
                 continue
-            name = f"{data['type']}_N{point.rows}_E{point.encodings}_tau{point.temperature}_total{point.total}"
+            name = f"{data['type']}_N{point.rows}_E{point.encodings_a_step}_tau{point.temperature}_total{point.total}"
             folder = options.out / name
             folder.mkdir(parents=True, exist_ok=True)
             path = folder.with_suffix(folder.suffix + ".yaml")
@@ -134,7 +134,6 @@ def measure(options: argparse.Namespace) -> list[Row]:
                 kept = ("method", "seed", "encodings", *MEASURES, "knn_accuracy", "linear_probe_accuracy")
                 rows = [{key: row[key] for key in kept} for row in csv.DictReader(file)]
             shown = {"data": data["type"], **point._asdict()}
-            shown["encodings_a_step"] = shown.pop("encodings")
             found[data["type"], point] = [shown | row for row in rows]
     return [row for rows in found.values() for row in rows]
 
@@ -143,9 +142,7 @@ def draw(rows: list[Row], path: Path) -> None:
     """Two measures by four axes, mean and each seed's difference to SimCLR."""
     figure, panels = plt.subplots(len(MEASURES), len(AXES), figsize=(14, 6.5), sharey="row", layout="constrained")
     middle = Point()._asdict()
-    middle["encodings_a_step"] = middle.pop("encodings")
     for at, (series, axis) in enumerate(AXES.items()):
-        axis = "encodings_a_step" if axis == "encodings" else axis
         others = [key for key in middle if key != axis]
         here = [r for r in rows if r["data"] == "mnist5k" and all(float(r[key]) == middle[key] for key in others)]
         for panel, measure in zip(panels[:, at], MEASURES):

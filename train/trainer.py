@@ -219,8 +219,8 @@ class Trainer:
 
 
 def expected(batches: BatchSampler, rows: Tensor) -> Expected | None:
-    """What the batches say of the rows (B,) they handed out; None where they say nothing."""
-    return functools.partial(batches.expected, rows) if batches.known else None
+    """What the batches say of the rows (B,) they handed out; None where they are uniform, or say nothing."""
+    return functools.partial(batches.expected, rows) if batches.known and not batches.uniform else None
 
 
 def require_fitting(negatives: NegativeSampler, batches: BatchSampler, encoder: nn.Module) -> None:

@@ -7,6 +7,9 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from negbank.filters import Exclusions
+from negbank.index import Index, Neighbors
+
 
 class Anchors(NamedTuple):
     """rows (A,) long: each anchor's own row, `NO_ROW` (−1) for an outside query; queries (A, D): to search with."""
@@ -31,6 +34,19 @@ class Proposal(Protocol):
     """Gives anchors their distributions over the rows of one snapshot."""
 
     def __call__(self, anchors: Anchors) -> ProposalDistribution: ...
+
+
+def search_allowed(
+    index: Index, exclude: Exclusions, anchors: Anchors, k: int, *, reach: int | None = None
+) -> tuple[Neighbors, Tensor]:
+    """The nearest rows of anchors, and which of them (A, n) are their k best in D_i.
+
+    They are fewer than k where groups or an unfinished bank leave fewer among the `reach` rows found, k by default.
+    """
+    extra = 1 + exclude.listed(anchors.rows).shape[1]
+    found = index.search(anchors.queries, min((reach or k) + extra, len(index)))
+    allowed = exclude.allowed(anchors.rows, found.ids)
+    return found, allowed & (allowed.cumsum(1) <= k)
 
 
 def by_id(head: Tensor) -> tuple[Tensor, Tensor]:

@@ -22,7 +22,7 @@ from negbank.filters import NO_ROW, Exclusions
 from negbank.proposals.adapt import Probe, tune
 from negbank.proposals.cell_rows import AnchorCells, CellRows
 from negbank.proposals.cell_scores import CellScores
-from negbank.proposals.contract import Anchors, by_id, check_head, check_softmax
+from negbank.proposals.contract import Anchors, by_id, check_head, check_softmax, search_allowed
 from negbank.random import uniforms
 from negbank.snapshot import Snapshot
 
@@ -70,10 +70,7 @@ class HeadTail:
             tune(self, probe)
 
     def __call__(self, anchors: Anchors) -> HeadTailDistribution:
-        extra = 1 + self._exclude.listed(anchors.rows).shape[1]
-        found = self._index.search(anchors.queries, min(self._k + extra, len(self._index)))
-        allowed = self._exclude.allowed(anchors.rows, found.ids)
-        inside = allowed & (allowed.cumsum(1) <= self._k)
+        found, inside = search_allowed(self._index, self._exclude, anchors, self._k)
         head = torch.where(inside, found.ids, NO_ROW)
         head_logits = torch.where(inside, found.scores.double() / self.temperature, -torch.inf)
         cells = self._rows.of(anchors.rows)

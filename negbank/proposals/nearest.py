@@ -13,7 +13,7 @@ from torch import Tensor
 
 from negbank.filters import Exclusions
 from negbank.proposals.adapt import Probe, tune
-from negbank.proposals.contract import Anchors, by_id, check_head, check_softmax
+from negbank.proposals.contract import Anchors, by_id, check_head, check_softmax, search_allowed
 from negbank.random import uniforms
 from negbank.snapshot import Snapshot
 
@@ -54,10 +54,7 @@ class Nearest:
 
     def __call__(self, anchors: Anchors) -> NearestDistribution:
         exclude = self._exclude
-        extra = 1 + exclude.listed(anchors.rows).shape[1]
-        found = self._index.search(anchors.queries, min(self._k + extra, len(self._index)))
-        allowed = exclude.allowed(anchors.rows, found.ids)
-        head = allowed & (allowed.cumsum(1) <= self._k)
+        found, head = search_allowed(self._index, exclude, anchors, self._k)
         logits = torch.where(head, found.scores.double() / self.temperature, -torch.inf)
         return NearestDistribution(anchors.rows, found.ids, logits, self.floor, exclude)
 

@@ -62,18 +62,18 @@ class Drawn(Planned):
             raise ValueError(f"group={group}: expected a divisor of batch_size={batch_size}")
         self.group, self._bind = group, proposal
         self._proposal: Proposal | None = None
+        self._held = torch.zeros(num_rows, dtype=torch.bool)
 
     def update(self, snapshot: Snapshot) -> None:
         """See `Planned.update`."""
         super().update(snapshot)
-        self._proposal = self._bind(snapshot)
+        self._proposal, self._held = self._bind(snapshot), snapshot.written
 
     def plan(self, rows: Tensor, count: int, snapshot: Snapshot, generator: torch.Generator) -> Tensor:
         """See `Planned.plan`. A search and g − 1 draws a seed."""
         assert self._proposal is not None
-        seeds = rows[torch.randperm(len(rows), generator=generator)]
-        seeds = seeds[: len(seeds) // (self.batch_size // self.group) * (self.batch_size // self.group)]
-        seeds = seeds[: count * self.batch_size // self.group]
+        each = self.batch_size // self.group
+        seeds = rows[torch.randperm(len(rows), generator=generator)][: min(count, len(rows) // each) * each]
         drawn = [seeds.new_empty(0, self.group - 1)]
         for part in seeds.to(snapshot.vectors.device).split(BLOCK):
             found = self._proposal(Anchors(part, snapshot.vectors[part]))
@@ -84,14 +84,14 @@ class Drawn(Planned):
     def expected(self, rows: Tensor, ids: Tensor) -> Tensor:
         """n_i(j) of a batch's rows (B,), in the order it came in, and any ids (n,): (B, n) float64; see above."""
         snapshot, group, seeds = self._snapshot, self.group, rows[:: self.group]
-        if snapshot is None or self._proposal is None or not bool(snapshot.written[seeds].all()):
+        if snapshot is None or self._proposal is None or not bool(self._held[seeds].all()):
             return super().expected(rows, ids)
         every, at = torch.cat((rows, ids)).unique(return_inverse=True)
         q = self._proposal(Anchors(every, snapshot.vectors[every])).log_prob(every.expand(len(every), -1)).exp()
         row, column = at.split((len(rows), len(ids)))
         drawn = torch.arange(len(rows), device=rows.device)[:, None] % group > 0
         by_seed = q[row[::group]][:, column].repeat_interleave(group, 0)
-        by_row = torch.where(drawn & snapshot.written[ids], q[column][:, row].T, 0.0)  # a row not held is no seed
+        by_row = torch.where(drawn & self._held[ids], q[column][:, row].T, 0.0)  # a row not held is no seed
         missed = (1 - by_seed) ** (group - 1 - drawn.long()) * (1 - by_row)
         return 1 - missed * (1 - 1 / (self.num_rows - 1)) ** (self.batch_size - group)
 

@@ -36,10 +36,11 @@ from torch import Tensor
 from negbank.bank import EmbeddingBank, unit_rows
 from negbank.filters import NO_ROW, Exclusions
 from negbank.index.contract import exact_scores
+from negbank.proposals.contract import Anchors, search_allowed
 from negbank.random import uniforms
 from negbank.snapshot import Snapshot
 from samplers.negatives.contract import EncodedBatch, Info, Negatives, further_rows, require_drawn
-from samplers.negatives.index_draws import check_query, require_queries, search_allowed
+from samplers.negatives.index_draws import check_query, require_queries
 
 SEARCHES = ("exact", "index")
 BLOCK = 1 << 15
@@ -107,7 +108,7 @@ def draw_indexed(
     log Z is that of an unbiased estimate of Z. Anchors none of whose k rows is in D_i are drawn for by `draw_exact`.
     """
     device, count = rows.device, len(rows)
-    found, inside = search_allowed(snapshot, exclude, rows, queries, k)
+    found, inside = search_allowed(snapshot.index, exclude, Anchors(rows, queries), k)
     head = torch.where(inside, found.scores.double() / temperature, -torch.inf)
     last = torch.where(inside, head, torch.inf).amin(1)
     bound = torch.where(inside.any(1), last + slack / temperature, -torch.inf)

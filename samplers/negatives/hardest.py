@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 
 from negbank.filters import NO_ROW, Exclusions
+from negbank.proposals.contract import Anchors, search_allowed
 from negbank.random import uniforms
 from negbank.snapshot import Snapshot
 from samplers.negatives.contract import EncodedBatch, Info, Negatives, further_rows, require_drawn
-from samplers.negatives.index_draws import check_query, require_queries, search_allowed
+from samplers.negatives.index_draws import check_query, require_queries
 
 WEIGHTS = ("softmax", "pairwise", "uniform")
 REACH = 1024
@@ -114,7 +115,7 @@ class Hardest:
         """The k best ids of D_i (B, n), −1 for the others found; groups may have the search look further than k."""
         reach = self._k
         while True:
-            found, inside = search_allowed(snapshot, exclude, rows, queries, self._k, reach=reach)
+            found, inside = search_allowed(snapshot.index, exclude, Anchors(rows, queries), self._k, reach=reach)
             if reach >= min(REACH, len(snapshot.index)) or bool((inside.sum(1) == self._k).all()):
                 return torch.where(inside, found.ids, NO_ROW)
             reach = min(4 * reach, REACH)

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from negbank.filters import Exclusions
-from negbank.index import Neighbors
 from negbank.proposals import Anchors, Pooled, PooledDistribution, Proposal, ProposalDistribution, Uniform
 from negbank.snapshot import Snapshot
 
@@ -100,16 +99,3 @@ def require_queries(queries: Tensor | None, *, wanted: bool) -> None:
     """Raise ValueError when fresh queries are wanted and not given."""
     if wanted and queries is None:
         raise ValueError("queries=None: query='fresh' needs the fresh embeddings of the rows; pass them to draw()")
-
-
-def search_allowed(
-    snapshot: Snapshot, exclude: Exclusions, rows: Tensor, queries: Tensor, k: int, *, reach: int | None = None
-) -> tuple[Neighbors, Tensor]:
-    """The nearest bank rows of anchors rows (B,), and which of them (B, n) are their k best in D_i.
-
-    They are fewer than k where groups or an unfinished bank leave fewer among the `reach` rows found, k by default.
-    """
-    extra = 1 + exclude.listed(rows).shape[1]
-    found = snapshot.index.search(queries, min((reach or k) + extra, len(snapshot.index)))
-    allowed = exclude.allowed(rows, found.ids)
-    return found, allowed & (allowed.cumsum(1) <= k)
