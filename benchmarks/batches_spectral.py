@@ -24,6 +24,8 @@ from collections.abc import Callable
 import numba
 import numpy as np
 import torch
+from negbank.samplers.batches import Spectral
+from negbank.samplers.batches.partition import assign, closeness, cut, kmeans, means
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 from sklearn.cluster import KMeans
@@ -32,8 +34,6 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from negbank import Snapshot
-from samplers.batches import Spectral
-from samplers.batches.partition import assign, closeness, cut, kmeans, means
 
 BETA, NEIGHBORS = 10.0, 15
 Edges = tuple[Tensor, Tensor, Tensor]

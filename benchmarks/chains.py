@@ -16,8 +16,7 @@ import time
 from collections.abc import Callable
 
 import torch
-
-from samplers.metropolis import NO_STATE, Scan, log_uniforms, scan, scan_reference
+from negbank.samplers.metropolis import NO_STATE, Scan, log_uniforms, scan, scan_reference
 
 TEMPERATURE = 0.07
 

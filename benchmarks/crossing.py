@@ -26,11 +26,10 @@ import yaml
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
-
-from train import compare
-from train.ablation.average import write_csv
-from train.config import load
-from train.options import Comparison
+from negbank.train import compare
+from negbank.train.ablation.average import write_csv
+from negbank.train.config import load
+from negbank.train.options import Comparison
 
 Row = dict[str, Any]
 AXES = {"length": "total", "temperature": "temperature", "encodings": "encodings_a_step", "rows": "rows"}

@@ -39,6 +39,13 @@ from itertools import chain, repeat
 from typing import Any, NamedTuple
 
 import torch
+from negbank.samplers.batches import Drawn
+from negbank.samplers.negatives import Emc2, EncodedBatch, Importance, InBatch, Negatives, SogClr
+from negbank.train.ablation.sources import moved
+from negbank.train.data.augment import PRESETS, Augment
+from negbank.train.data.sources import load
+from negbank.train.losses import surrogate
+from negbank.train.measures import mean_cosine
 from proposals import truth
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -46,13 +53,6 @@ from torch.nn import functional as F
 from negbank import Snapshot
 from negbank.bank import unit_rows
 from negbank.proposals import HeadTail
-from samplers.batches import Drawn
-from samplers.negatives import Emc2, EncodedBatch, Importance, InBatch, Negatives, SogClr
-from train.ablation.sources import moved
-from train.data.augment import PRESETS, Augment
-from train.data.sources import load
-from train.losses import surrogate
-from train.measures import mean_cosine
 
 ROWS = 1000
 COLLAPSED = 0.9

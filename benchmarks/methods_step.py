@@ -17,10 +17,10 @@ import gc
 import statistics
 from pathlib import Path
 
-from train.build import Assembly, build, load_data
-from train.config import load, method_configs
-from train.options import Comparison
-from train.trainer import PHASES
+from negbank.train.build import Assembly, build, load_data
+from negbank.train.config import load, method_configs
+from negbank.train.options import Comparison
+from negbank.train.trainer import PHASES
 
 ENCODING = ("data", "forward", "backward")
 

@@ -13,9 +13,9 @@ import argparse
 import statistics
 from pathlib import Path
 
-from train.build import build
-from train.config import load
-from train.trainer import PHASES
+from negbank.train.build import build
+from negbank.train.config import load
+from negbank.train.trainer import PHASES
 
 WARM_UP = 130
 

@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from negbank.train.config import parse
+from negbank.train.pairs import PairTrainer, build_pairs, recall_both_ways
 from torch import Tensor, nn
 
 from negbank import Exclusions
-from train.config import parse
-from train.pairs import PairTrainer, build_pairs, recall_both_ways
 
 KS = (1, 5, 10)
 PROPOSAL = {"type": "nearest", "k": 32}

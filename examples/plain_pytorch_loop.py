@@ -8,14 +8,14 @@ import itertools
 import sys
 
 import torch
+from negbank.samplers.batches import Uniform
+from negbank.samplers.negatives import Emc2, EncodedBatch
+from negbank.train.losses import info_nce, surrogate
 from sklearn.datasets import load_digits
 from torch import nn
 
 from negbank import EmbeddingBank, Refresher
 from negbank.proposals import Nearest
-from samplers.batches import Uniform
-from samplers.negatives import Emc2, EncodedBatch
-from train.losses import info_nce, surrogate
 
 TEMPERATURE = 0.2
 

@@ -15,8 +15,8 @@ step, at the same learning rate:
     full       one step on all N pairs
     all        one step on the mean loss of all C(N, B) batches, which has the minimum of the full loss
     OSGD       in every step the batch of highest loss of all C(N, B)
-    ordered    in every step the batch of highest loss of N/B shuffled ones: `samplers.batches.Ordered`
-    spectral   N/B clusters of B pairs, new in every pass: `samplers.batches.Spectral`
+    ordered    in every step the batch of highest loss of N/B shuffled ones: `negbank.samplers.batches.Ordered`
+    spectral   N/B clusters of B pairs, new in every pass: `negbank.samplers.batches.Spectral`
 
 Single runs differ. Of seeds 0 to 11 fixed ends between 2.43 and 2.52 for d = 16, 2.50 and 2.69 for d = 4 (its own
 minimum allows 2.4135); full 1e-5 to 3e-4 above the optimum, and 4e-8 to 7e-3; OSGD 2e-5 to 4e-5, and 3e-5 to 1e-4 but
@@ -32,12 +32,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from negbank.samplers.batches import Ordered, Spectral
+from negbank.samplers.batches.ordered import batch_losses
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from negbank import Snapshot
-from samplers.batches import Ordered, Spectral
-from samplers.batches.ordered import batch_losses
 
 N, B, RATE = 8, 2, 0.5
 OPTIMA = {

@@ -1,7 +1,7 @@
 """negbank: a bank of embeddings, an index over it, and proposals with exact densities drawn from the two."""
 
 from negbank.bank import EmbeddingBank
-from negbank.filters import Exclusions
+from negbank.exclusions import Exclusions
 from negbank.index import ExactIndex, FaissIndex
 from negbank.mining import DamagedResultError, MiningResult, mine_hard_negatives
 from negbank.refresh import Refresher

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from negbank.bank import require_finite, unit_rows
-from negbank.filters import Exclusions
+from negbank.exclusions import Exclusions
 from negbank.index import Cells, ExactIndex, FaissIndex, Graph, Index
 from negbank.index.faiss import kmeans_cells
 

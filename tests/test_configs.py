@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-
-from train.build import build_embedder
-from train.config import COMMANDS, load, root_of
-from train.options import Ablation, Config
+from negbank.train.build import build_embedder
+from negbank.train.config import COMMANDS, load, root_of
+from negbank.train.options import Ablation, Config
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("**/*.yaml"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,26 +16,39 @@ FILES = [path for package in ORDER for path in sorted((ROOT / package).rglob("*.
 
 
 def imported(path: Path) -> set[str]:
-    """Top-level names that a file imports, wherever in the file."""
+    """Modules that a file imports, wherever in the file."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[0] for alias in node.names}
+            found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}:{node.lineno}: relative import"
-            found.add(str(node.module).split(".")[0])
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
     return found
+
+
+def layer(module: str) -> str:
+    """The folder that an installed module is in."""
+    parts = module.split(".")
+    return parts[1] if parts[0] == "negbank" and len(parts) > 1 and parts[1] in ORDER else parts[0]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_no_file_imports_a_later_package(path):
+    if path == ROOT / "negbank/__main__.py":  # `python -m negbank` is the command line, which stands on all of them
+        return
     later = ORDER[ORDER.index(path.relative_to(ROOT).parts[0]) + 1 :]
-    assert not imported(path) & set(later)
-    assert not imported(path) & {"tests", "benchmarks", "examples"}
+    assert not {layer(module) for module in imported(path)} & {*later, "tests", "benchmarks", "examples"}
 
 
 def test_faiss_is_imported_by_one_file():
-    assert [str(p.relative_to(ROOT)) for p in FILES if "faiss" in imported(p)] == ["negbank/index/faiss.py"]
+    assert [str(p.relative_to(ROOT)) for p in FILES if "faiss" in map(layer, imported(p))] == ["negbank/index/faiss.py"]
+
+
+def test_every_folder_is_installed_under_one_name():
+    listed = re.findall(r'^  "(negbank[\w.]*)",$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    folders = {".".join(p.parent.relative_to(ROOT).parts) for p in FILES}
+    assert set(listed) == {f if f.startswith("negbank") else f"negbank.{f}" for f in folders}
 
 
 def test_no_junk_rooms():
@@ -43,10 +57,14 @@ def test_no_junk_rooms():
 
 def test_installed_packages_import_from_a_foreign_directory(tmp_path):
     code = (
-        "import negbank, negbank.proposals, samplers.negatives, samplers.batches, train.cli, train.run\n"
+        "import negbank.proposals, negbank.samplers.negatives, negbank.samplers.batches, negbank.train.run\n"
+        "import negbank.train.cli, negbank.__main__\n"
         "from importlib.metadata import version, entry_points\n"
         "assert version('negbank')\n"
         "(script,) = entry_points(group='console_scripts', name='negbank')\n"
-        "assert script.load() is train.cli.main"
+        "assert script.load() is negbank.train.cli.main"
     )
-    subprocess.run([sys.executable, "-I", "-c", code], cwd=tmp_path, check=True)
+    for shadow in ("train", "samplers"):  # a user's own files of these names
+        (tmp_path / f"{shadow}.py").write_text("raise SystemExit('shadowed')")
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    assert "usage" in subprocess.check_output([sys.executable, "-m", "negbank", "--help"], cwd=tmp_path, text=True)

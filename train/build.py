@@ -13,14 +13,9 @@ from zipfile import BadZipFile
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-
-from negbank import EmbeddingBank, Exclusions, Refresher, Snapshot
-from negbank.index import empty_index
-from negbank.proposals import Cells, HeadTail, Nearest, Probe, Proposal, StaleSoftmax, Uniform, measure
-from samplers import batches as batch_samplers
-from samplers.batches import BatchSampler
-from samplers.negatives import (
+from negbank.samplers import batches as batch_samplers
+from negbank.samplers.batches import BatchSampler
+from negbank.samplers.negatives import (
     Emc2,
     Hardest,
     Importance,
@@ -32,15 +27,20 @@ from samplers.negatives import (
     Reweighted,
     SogClr,
 )
-from train import optim
-from train.data import sources
-from train.data.augment import PRESETS, Augment, Plain
-from train.data.images import ImageSubset, Splits
-from train.encoders import ENCODERS, Embedder, Projector
-from train.evaluate import Evaluator
-from train.inference import Inference
-from train.options import Config
-from train.trainer import Trainer
+from negbank.train import optim
+from negbank.train.data import sources
+from negbank.train.data.augment import PRESETS, Augment, Plain
+from negbank.train.data.images import ImageSubset, Splits
+from negbank.train.encoders import ENCODERS, Embedder, Projector
+from negbank.train.evaluate import Evaluator
+from negbank.train.inference import Inference
+from negbank.train.options import Config
+from negbank.train.trainer import Trainer
+from torch import Tensor, nn
+
+from negbank import EmbeddingBank, Exclusions, Refresher, Snapshot
+from negbank.index import empty_index
+from negbank.proposals import Cells, HeadTail, Nearest, Probe, Proposal, StaleSoftmax, Uniform, measure
 
 
 @dataclass
@@ -61,7 +61,7 @@ def build(config: Config, *, embedder: nn.Module | None = None, splits: Splits |
     """Load the data and make every object of a run.
 
     Args:
-        config: checked by `train.config.load`.
+        config: checked by `negbank.train.config.load`.
         embedder: your own module instead of `config.encoder`: images → unit embeddings, with a `backbone`.
         splits: your own images instead of `config.data`.
 

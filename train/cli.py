@@ -12,9 +12,9 @@ from pathlib import Path
 # small operations then takes seconds; a short spin costs nothing measurable where none does. Read when torch loads.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
-from train import mine
-from train.config import ConfigError, describe, load, root_of
-from train.options import Ablation, Comparison, Config
+from negbank.train import mine
+from negbank.train.config import ConfigError, describe, load, root_of
+from negbank.train.options import Ablation, Comparison, Config
 
 DIVERGED = 3
 """The exit code of a run whose loss, embeddings or gradient were no longer finite."""
@@ -146,11 +146,12 @@ def _validate(paths: list[Path]) -> int:
 
 
 def _train(options: argparse.Namespace, overrides: list[str]) -> int:
+    from negbank.train import report, run
+    from negbank.train.checkpoint import CheckpointError
+    from negbank.train.data.sources import DownloadError
+    from negbank.train.trainer import NonFiniteError
+
     from negbank import DamagedSnapshotError  # torch, faiss and matplotlib load only when there is something to do
-    from train import report, run
-    from train.checkpoint import CheckpointError
-    from train.data.sources import DownloadError
-    from train.trainer import NonFiniteError
 
     try:
         if options.resume is not None:
@@ -186,8 +187,9 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _ablate(options: argparse.Namespace, overrides: list[str]) -> int:
+    from negbank.train import ablation
+
     from negbank import DamagedSnapshotError
-    from train import ablation
 
     config, notes = load(options.config, overrides, root=Ablation)
     for note in notes:
@@ -205,8 +207,8 @@ def _ablate(options: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _compare(options: argparse.Namespace, overrides: list[str]) -> int:
-    from train import compare
-    from train.data.sources import DownloadError
+    from negbank.train import compare
+    from negbank.train.data.sources import DownloadError
 
     config, notes = load(options.config, overrides, root=Comparison)
     for note in notes:
@@ -226,10 +228,11 @@ def _compare(options: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _evaluate(folder: Path) -> int:
+    from negbank.train import report, run
+    from negbank.train.checkpoint import CheckpointError
+    from negbank.train.data.sources import DownloadError
+
     from negbank import DamagedSnapshotError
-    from train import report, run
-    from train.checkpoint import CheckpointError
-    from train.data.sources import DownloadError
 
     try:
         print(report.table(run.evaluate(folder)))

@@ -10,11 +10,9 @@ import functools
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
-
-from train.data.images import Images, Splits
-from train.inference import Inference
-from train.measures import (
+from negbank.train.data.images import Images, Splits
+from negbank.train.inference import Inference
+from negbank.train.measures import (
     alignment,
     global_loss,
     knn_accuracy,
@@ -23,6 +21,7 @@ from train.measures import (
     uniformity,
     view_retrieval,
 )
+from torch import Tensor
 
 VIEW_SEED = 20_240_415
 """Of the two fixed views of every row, the same for all runs."""

@@ -6,9 +6,8 @@ from collections.abc import Callable
 from typing import cast
 
 import torch
+from negbank.train.data.images import Images
 from torch import Tensor, nn
-
-from train.data.images import Images
 
 
 class Inference:

@@ -25,7 +25,7 @@ examples:
 
   3. A corpus larger than memory, in shards, on two processes; stopped and started again at will.
 
-     torchrun --nproc-per-node 2 -m train.cli mine --corpus shards/ --queries queries.npy \\
+     torchrun --nproc-per-node 2 -m negbank.train.cli mine --corpus shards/ --queries queries.npy \\
          --positives pairs.npy --num-negatives 50 --memory-budget 2GB --out mined
 """
 CHOICES = {
@@ -132,7 +132,7 @@ def add_commands(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run one of the commands; the exit code as of `train.cli.main`."""
+    """Run one of the commands; the exit code as of `negbank.train.cli.main`."""
     from negbank import DamagedResultError, DamagedSnapshotError
 
     acts = {
@@ -230,7 +230,7 @@ def _write(result: Any, lookup: Any, options: argparse.Namespace) -> None:
 
 def _pairs(options: argparse.Namespace) -> tuple[dict[str, Any], Any]:
     """Inputs from a table of (anchor, positive) texts: every distinct text is a row, positives are the pairs."""
-    from train.tables import column, is_table, joined, read_table
+    from negbank.train.tables import column, is_table, joined, read_table
 
     if options.text is None or len(options.text) != 2 or options.encoder is None:
         raise ValueError("--pairs needs --text ANCHOR POSITIVE, two columns, and --encoder")
@@ -258,8 +258,9 @@ def _pairs(options: argparse.Namespace) -> tuple[dict[str, Any], Any]:
 
 def _tables(options: argparse.Namespace) -> tuple[dict[str, Any], Any]:
     """Inputs from --corpus and --queries, each embeddings or a table of texts."""
+    from negbank.train.tables import is_table, read_ids, read_positives, typed
+
     from negbank import Snapshot
-    from train.tables import is_table, read_ids, read_positives, typed
 
     if options.corpus is None:
         raise ValueError("mine needs --corpus, or --pairs; see negbank mine --help")
@@ -294,7 +295,7 @@ def _tables(options: argparse.Namespace) -> tuple[dict[str, Any], Any]:
 
 def _groups(files: list[Path]) -> Any:
     """Labels of the rows, or of queries and corpus."""
-    from train.tables import read_ids
+    from negbank.train.tables import read_ids
 
     if len(files) > 2:
         raise ValueError(f"--groups: {len(files)} files; give the labels of the rows, or of queries and of the corpus")
@@ -303,7 +304,7 @@ def _groups(files: list[Path]) -> Any:
 
 
 def _rescore(name: str) -> Any:
-    from train.embed import imported
+    from negbank.train.embed import imported
 
     found = imported(name, "rescore")
     if not callable(found):
@@ -314,8 +315,7 @@ def _rescore(name: str) -> Any:
 def _texts(encoder: Any, side: str, path: Path, options: argparse.Namespace) -> tuple[Any, Any, Any]:
     """Embeddings, ids and texts of a table."""
     import numpy as np
-
-    from train.tables import column, joined, read_table
+    from negbank.train.tables import column, joined, read_table
 
     query = side == "queries"
     names = (options.query_text if query else None) or options.text
@@ -331,7 +331,7 @@ def _texts(encoder: Any, side: str, path: Path, options: argparse.Namespace) -> 
 
 
 def _encoder(options: argparse.Namespace) -> Any:
-    from train.embed import Encoder
+    from negbank.train.embed import Encoder
 
     if options.encoder is None:
         raise ValueError("texts need --encoder: an installed sentence-transformers model, or module:callable")

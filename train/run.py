@@ -26,17 +26,16 @@ from typing import Any
 
 import torch
 import yaml
+from negbank.train import checkpoint, memory, report
+from negbank.train.ablation import live
+from negbank.train.build import Assembly, build, reads_snapshot
+from negbank.train.config import load, to_dict
+from negbank.train.data.images import Splits
+from negbank.train.gradient import gradient_error
+from negbank.train.options import Config
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
-
-from train import checkpoint, memory, report
-from train.ablation import live
-from train.build import Assembly, build, reads_snapshot
-from train.config import load, to_dict
-from train.data.images import Splits
-from train.gradient import gradient_error
-from train.options import Config
 
 CONFIG, METRICS, CHECKPOINTS = "config.yaml", "metrics.jsonl", "checkpoints"
 OUTPUTS = (CONFIG, METRICS, CHECKPOINTS, "tensorboard", "summary.json", "summary.png", "ablation")
@@ -63,7 +62,7 @@ def start(
 
     Raises:
         RunError: when the directory holds a run already, or cannot be written.
-        ValueError: for what does not fit the data (`train.build.build`).
+        ValueError: for what does not fit the data (`negbank.train.build.build`).
         Stopped: after a signal, once the checkpoint is written.
     """
     folder = Path(config.run.dir)

@@ -18,18 +18,18 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from negbank.samplers.batches import BatchSampler
+from negbank.samplers.negatives import EncodedBatch, Expected, NegativeSampler
+from negbank.train.data.images import Images
+from negbank.train.descent import Descent, NonFiniteError
+from negbank.train.losses import info_nce, surrogate
+from negbank.train.measures import mean_cosine
+from negbank.train.meetings import Meetings
 from torch import Tensor, nn
 
 from negbank import EmbeddingBank, Refresher, Snapshot
 from negbank.bank import unit_rows
 from negbank.refresh import RefreshReport
-from samplers.batches import BatchSampler
-from samplers.negatives import EncodedBatch, Expected, NegativeSampler
-from train.data.images import Images
-from train.descent import Descent, NonFiniteError
-from train.losses import info_nce, surrogate
-from train.measures import mean_cosine
-from train.meetings import Meetings
 
 __all__ = ["PHASES", "NonFiniteError", "Trainer"]
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from negbank.filters import NO_ROW, Exclusions
+from negbank.exclusions import NO_ROW, Exclusions
 from negbank.index import Cells
 
 

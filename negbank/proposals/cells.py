@@ -9,7 +9,7 @@ written have no cell and are reached by the floor alone.
 
 from __future__ import annotations
 
-from negbank.filters import Exclusions
+from negbank.exclusions import Exclusions
 from negbank.proposals.adapt import Probe, tune
 from negbank.proposals.cell_rows import CellRows
 from negbank.proposals.cell_scores import CellScores

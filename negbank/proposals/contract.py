@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from negbank.filters import Exclusions
+from negbank.exclusions import Exclusions
 from negbank.index import Index, Neighbors
 
 

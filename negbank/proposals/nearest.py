@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from negbank.filters import Exclusions
+from negbank.exclusions import Exclusions
 from negbank.proposals.adapt import Probe, tune
 from negbank.proposals.contract import Anchors, by_id, check_head, check_softmax, search_allowed
 from negbank.random import uniforms

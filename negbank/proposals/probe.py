@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from negbank.bank import unit_rows
-from negbank.filters import Exclusions
+from negbank.exclusions import Exclusions
 from negbank.proposals.adapt import Probe
 from negbank.proposals.contract import Anchors
 from negbank.proposals.nearest import Nearest

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import torch
 
-from negbank.filters import Exclusions
+from negbank.exclusions import Exclusions
 from negbank.index.contract import exact_scores
 from negbank.proposals.contract import Anchors, check_softmax
 from negbank.proposals.nearest import NearestDistribution

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from negbank.filters import Exclusions
+from negbank.exclusions import Exclusions
 from negbank.proposals.contract import Anchors
 from negbank.snapshot import Snapshot
 

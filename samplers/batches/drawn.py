@@ -20,11 +20,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from negbank.samplers.batches.planned import Planned
 from torch import Tensor
 
 from negbank.proposals import Anchors, Proposal
 from negbank.snapshot import Snapshot
-from samplers.batches.planned import Planned
 
 BLOCK = 1024
 """Seeds that draw at once."""

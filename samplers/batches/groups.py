@@ -15,10 +15,10 @@ from __future__ import annotations
 import numba
 import numpy as np
 import torch
+from negbank.samplers.splitmix import below, stream
 from torch import Tensor
 
 from negbank.snapshot import Snapshot
-from samplers.splitmix import below, stream
 
 NO_GROUP = -1
 RESERVE = 4096
@@ -237,7 +237,7 @@ def near_duplicates(snapshot: Snapshot, above: float, *, k: int = 16) -> Tensor:
 
     Returns:
         (N,) labels 0, 1, … in the order of each group's first row, `NO_GROUP` for a row without a near-duplicate and
-        for one never written: `groups` of a batch sampler or of `negbank.filters.Exclusions`.
+        for one never written: `groups` of a batch sampler or of `negbank.exclusions.Exclusions`.
 
     Raises:
         ValueError: for a bound or a k outside their ranges.

@@ -9,11 +9,11 @@ from __future__ import annotations
 import numba
 import numpy as np
 import torch
+from negbank.samplers.batches.graph import ProximityGraph, index_graph
+from negbank.samplers.batches.planned import Planned
 from torch import Tensor
 
 from negbank.snapshot import Snapshot
-from samplers.batches.graph import ProximityGraph, index_graph
-from samplers.batches.planned import Planned
 
 
 class Knn(Planned):

@@ -14,11 +14,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from negbank.samplers.batches.planned import Planned
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from negbank.snapshot import Snapshot
-from samplers.batches.planned import Planned
 
 Encode = Callable[[Tensor], Tensor | tuple[Tensor, Tensor]]
 """Rows (n,) long on the CPU to embeddings (n, D), or to those of two views of each row."""

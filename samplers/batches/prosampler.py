@@ -23,12 +23,12 @@ from typing import Literal
 import numba
 import numpy as np
 import torch
+from negbank.samplers.batches.graph import ProximityGraph, candidate_graph, index_graph
+from negbank.samplers.batches.planned import Planned
+from negbank.samplers.splitmix import stream, uniform
 from torch import Tensor
 
 from negbank.snapshot import Snapshot
-from samplers.batches.graph import ProximityGraph, candidate_graph, index_graph
-from samplers.batches.planned import Planned
-from samplers.splitmix import stream, uniform
 
 PATIENCE = 16.0
 """Moves without a new row, for each row found, after which a walk is stuck."""

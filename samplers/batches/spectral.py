@@ -21,12 +21,12 @@ import math
 from typing import Literal
 
 import torch
+from negbank.samplers.batches.partition import assign, closeness, cut, kmeans
+from negbank.samplers.batches.planned import Planned
 from torch import Tensor
 from torch.nn.functional import normalize, softplus
 
 from negbank.snapshot import Snapshot
-from samplers.batches.partition import assign, closeness, cut, kmeans
-from samplers.batches.planned import Planned
 
 ITERATIONS = 300
 """Of k-means on an embedding, which as a rule ends long before."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from negbank.samplers.batches.planned import Planned
+
 from negbank.snapshot import Snapshot
-from samplers.batches.planned import Planned
 
 
 class Uniform(Planned):

@@ -3,15 +3,15 @@
 L = mean_i β (Σ_r w_ir s_ir − p_i s_i⁺),    w, p detached,    p_i = Σ_r w_ir unless a method says otherwise
 """
 
-from samplers.negatives.contract import EncodedBatch, Expected, Info, Negatives, NegativeSampler
-from samplers.negatives.emc2 import Emc2
-from samplers.negatives.gumbel import NegativeCache
-from samplers.negatives.hardest import Hardest
-from samplers.negatives.importance import Importance
-from samplers.negatives.in_batch import InBatch
-from samplers.negatives.queue import Moco
-from samplers.negatives.reweighted import Reweighted
-from samplers.negatives.sogclr import ISogClr, SogClr
+from negbank.samplers.negatives.contract import EncodedBatch, Expected, Info, Negatives, NegativeSampler
+from negbank.samplers.negatives.emc2 import Emc2
+from negbank.samplers.negatives.hardest import Hardest
+from negbank.samplers.negatives.importance import Importance
+from negbank.samplers.negatives.in_batch import InBatch
+from negbank.samplers.negatives.moco import Moco
+from negbank.samplers.negatives.negative_cache import NegativeCache
+from negbank.samplers.negatives.reweighted import Reweighted
+from negbank.samplers.negatives.sogclr import ISogClr, SogClr
 
 __all__ = [
     "Emc2",

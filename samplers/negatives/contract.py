@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from negbank.filters import NO_ROW
+from negbank.exclusions import NO_ROW
 from negbank.snapshot import Snapshot
 
 Info = dict[str, float]

@@ -16,14 +16,14 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+from negbank.samplers.negatives.contract import EncodedBatch, Info, Negatives, further_rows, require_drawn
+from negbank.samplers.negatives.index_draws import check_query, require_queries
 from torch import Tensor
 
-from negbank.filters import NO_ROW, Exclusions
+from negbank.exclusions import NO_ROW, Exclusions
 from negbank.proposals.contract import Anchors, search_allowed
 from negbank.random import uniforms
 from negbank.snapshot import Snapshot
-from samplers.negatives.contract import EncodedBatch, Info, Negatives, further_rows, require_drawn
-from samplers.negatives.index_draws import check_query, require_queries
 
 WEIGHTS = ("softmax", "pairwise", "uniform")
 REACH = 1024

@@ -29,13 +29,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from negbank.samplers.negatives.contract import EncodedBatch, Info, Negatives, further_rows, require_drawn
+from negbank.samplers.negatives.index_draws import IndexDraws
 from torch import Tensor
 
-from negbank.filters import Exclusions
+from negbank.exclusions import Exclusions
 from negbank.proposals import PooledDistribution, Proposal, ProposalDistribution
 from negbank.snapshot import Snapshot
-from samplers.negatives.contract import EncodedBatch, Info, Negatives, further_rows, require_drawn
-from samplers.negatives.index_draws import IndexDraws
 
 
 class _Drawn(NamedTuple):

@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from negbank.samplers.negatives.contract import EncodedBatch, Info, Negatives
 from torch import Tensor
 
-from negbank.filters import Exclusions
+from negbank.exclusions import Exclusions
 from negbank.snapshot import Snapshot
-from samplers.negatives.contract import EncodedBatch, Info, Negatives
 
 
 class InBatch:

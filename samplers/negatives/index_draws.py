@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from negbank.filters import Exclusions
+from negbank.exclusions import Exclusions
 from negbank.proposals import Anchors, Pooled, PooledDistribution, Proposal, ProposalDistribution, Uniform
 from negbank.snapshot import Snapshot
 

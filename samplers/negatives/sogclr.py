@@ -30,12 +30,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from negbank.samplers.negatives.contract import EncodedBatch, Info, Negatives
+from negbank.samplers.negatives.in_batch import allowed_columns
 from torch import Tensor
 
-from negbank.filters import Exclusions
+from negbank.exclusions import Exclusions
 from negbank.snapshot import Snapshot
-from samplers.negatives.contract import EncodedBatch, Info, Negatives
-from samplers.negatives.in_batch import allowed_columns
 
 NEVER = -math.inf
 """log u of a row that was never visited."""

@@ -4,11 +4,11 @@ from functools import partial
 
 import pytest
 import torch
+from negbank.samplers.batches import Drawn, Knn, Ordered, ProSampler, Spectral, Uniform
 from torch.utils.data import DataLoader, TensorDataset
 
 from negbank import Snapshot
 from negbank.proposals import Nearest
-from samplers.batches import Drawn, Knn, Ordered, ProSampler, Spectral, Uniform
 
 ROWS = 53
 SAMPLERS = {

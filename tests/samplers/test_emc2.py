@@ -4,12 +4,12 @@ from functools import partial
 
 import pytest
 import torch
+from negbank.samplers.batches import Uniform as UniformBatches
+from negbank.samplers.metropolis import NO_STATE
+from negbank.samplers.negatives import Emc2, EncodedBatch
 
 from negbank import Exclusions, Snapshot
 from negbank.proposals import Nearest, Uniform
-from samplers.batches import Uniform as UniformBatches
-from samplers.metropolis import NO_STATE
-from samplers.negatives import Emc2, EncodedBatch
 
 N, D, TEMPERATURE = 80, 8, 0.4
 NEAREST = partial(Nearest, k=12, temperature=TEMPERATURE, floor=0.3)

@@ -4,11 +4,11 @@ from functools import partial
 
 import pytest
 import torch
+from negbank.samplers.batches import Uniform as UniformBatches
+from negbank.samplers.negatives import EncodedBatch, Importance, InBatch
 
 from negbank import Exclusions, Snapshot
 from negbank.proposals import Nearest, Uniform
-from samplers.batches import Uniform as UniformBatches
-from samplers.negatives import EncodedBatch, Importance, InBatch
 
 N, D, TEMPERATURE = 60, 8, 0.3
 NEAREST = partial(Nearest, k=10, temperature=TEMPERATURE, floor=0.3)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-
-from samplers.metropolis import acceptance
-from samplers.mixing import acceptance_rate, effective_sample_size, laws, supremum, total_variation
+from negbank.samplers.metropolis import acceptance
+from negbank.samplers.mixing import acceptance_rate, effective_sample_size, laws, supremum, total_variation
 
 N = 40
 

@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from negbank.samplers.batches import Ordered
+from negbank.samplers.batches.ordered import batch_losses
 from torch.nn.functional import cross_entropy
 
 from negbank import Snapshot
-from samplers.batches import Ordered
-from samplers.batches.ordered import batch_losses
 
 
 def seeded(seed=0):
@@ -46,7 +46,7 @@ def test_it_does_not_depend_on_how_many_batches_are_scored_at_once(monkeypatch):
     u, v = unit(2, 64, 8)
     batches = torch.arange(64).view(16, 4)
     once = batch_losses(u, v, batches, 0.5)
-    monkeypatch.setattr("samplers.batches.ordered.SCORES", 40)
+    monkeypatch.setattr("negbank.samplers.batches.ordered.SCORES", 40)
     torch.testing.assert_close(batch_losses(u, v, batches, 0.5), once)
 
 
@@ -96,7 +96,7 @@ def test_batches_are_harder_than_uniform_ones(clustered):
 
 @pytest.mark.parametrize("both", [True, False])
 def test_fresh_embeddings_take_the_place_of_the_banks(both, monkeypatch):
-    monkeypatch.setattr("samplers.batches.ordered.ENCODED", 7)
+    monkeypatch.setattr("negbank.samplers.batches.ordered.ENCODED", 7)
     stale, (u, v) = unit(80, 8, seed=1), unit(2, 80, 8)
     calls = []
 

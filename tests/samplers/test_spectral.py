@@ -3,6 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from negbank.samplers.batches import Spectral
+from negbank.samplers.batches.partition import assign, closeness, cut, kmeans
+from negbank.samplers.batches.spectral import centres, embedding, equal_clusters, log_affinity
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 from sklearn.cluster import KMeans, SpectralClustering
@@ -11,9 +14,6 @@ from sklearn.metrics import adjusted_rand_score
 from torch.nn.functional import normalize
 
 from negbank import Snapshot
-from samplers.batches import Spectral
-from samplers.batches.partition import assign, closeness, cut, kmeans
-from samplers.batches.spectral import centres, embedding, equal_clusters, log_affinity
 
 
 def seeded(seed=0):

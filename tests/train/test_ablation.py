@@ -11,23 +11,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from negbank.samplers.metropolis import acceptance
+from negbank.train.ablation import AblationError, ablate, from_config
+from negbank.train.ablation import measure as measures
+from negbank.train.ablation import run as ablation_run
+from negbank.train.ablation.answer import answer
+from negbank.train.ablation.average import average, resampled
+from negbank.train.ablation.measure import MEASURES, Cell, Key, measure
+from negbank.train.ablation.run import label
+from negbank.train.ablation.sources import moved, noise_size
+from negbank.train.ablation.store import OUTPUTS, VALUES, Store
+from negbank.train.cli import main
+from negbank.train.config import ConfigError, describe, load, parse
+from negbank.train.options import Ablation, HeadTailProposal
+from negbank.train.run import RunError, evaluate, resume, start
 
 from negbank import Exclusions, Snapshot
 from negbank.proposals import Anchors, Cells, HeadTail, Nearest, StaleSoftmax, Uniform
-from samplers.metropolis import acceptance
-from train.ablation import AblationError, ablate, from_config
-from train.ablation import measure as measures
-from train.ablation import run as ablation_run
-from train.ablation.answer import answer
-from train.ablation.average import average, resampled
-from train.ablation.measure import MEASURES, Cell, Key, measure
-from train.ablation.run import label
-from train.ablation.sources import moved, noise_size
-from train.ablation.store import OUTPUTS, VALUES, Store
-from train.cli import main
-from train.config import ConfigError, describe, load, parse
-from train.options import Ablation, HeadTailProposal
-from train.run import RunError, evaluate, resume, start
 
 BUDGETS = [1, 3, 8]
 

@@ -7,13 +7,12 @@ import pytest
 import torch
 import torchvision.transforms.v2 as T
 import torchvision.transforms.v2.functional as TF
+from negbank.train.data.augment import PRESETS, Augment, Draw, Plain
+from negbank.train.data.blur import gaussian_blur, kernel_size
+from negbank.train.data.colour import BRIGHTNESS, CONTRAST, HUE, SATURATION, jitter_, luma, shift_hue
+from negbank.train.data.crop import BOX_UNIFORMS, random_boxes, resample
 from scipy.stats import ks_2samp
 from torch import Tensor
-
-from train.data.augment import PRESETS, Augment, Draw, Plain
-from train.data.blur import gaussian_blur, kernel_size
-from train.data.colour import BRIGHTNESS, CONTRAST, HUE, SATURATION, jitter_, luma, shift_hue
-from train.data.crop import BOX_UNIFORMS, random_boxes, resample
 
 NONE: dict[str, Any] = {"mean": (0.0,), "std": (1.0,)}
 STEPS = {

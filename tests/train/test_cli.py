@@ -5,10 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from negbank.train.cli import main
+from negbank.train.data.sources import DownloadError
 from PIL import Image
-
-from train.cli import main
-from train.data.sources import DownloadError
 
 ROOT = Path(__file__).parents[2]
 
@@ -143,7 +142,7 @@ def test_data_that_cannot_be_read_end_with_one_line(error, code, config_file, tm
     def fail(*arguments, **options):
         raise error
 
-    monkeypatch.setattr("train.data.sources.load", fail)
+    monkeypatch.setattr("negbank.train.data.sources.load", fail)
     for command in (["eval", tmp_path / "run"], ["train", config_file, f"run.dir={tmp_path}/other"],
                     ["train", "--resume", tmp_path / "run"], ["compare", comparison]):  # fmt: skip
         found, _, err = run(capsys, *command)

@@ -13,20 +13,19 @@ import sys
 
 import pytest
 import yaml
-
-from train.build import build
-from train.cli import main
-from train.compare import CompareError, from_config
-from train.compare import processes as running
-from train.compare import run as compare_run
-from train.compare.cells import ENCODINGS, STEPS, TUNING, Cells, equal_steps
-from train.compare.processes import DIVERGENCE, finished
-from train.compare.report import edges, text_table
-from train.compare.results import MEASURES, rows, summarise
-from train.config import ConfigError, method_configs, parse, to_dict
-from train.memory import held
-from train.options import Comparison
-from train.run import read_config, resume
+from negbank.train.build import build
+from negbank.train.cli import main
+from negbank.train.compare import CompareError, from_config
+from negbank.train.compare import processes as running
+from negbank.train.compare import run as compare_run
+from negbank.train.compare.cells import ENCODINGS, STEPS, TUNING, Cells, equal_steps
+from negbank.train.compare.processes import DIVERGENCE, finished
+from negbank.train.compare.report import edges, text_table
+from negbank.train.compare.results import MEASURES, rows, summarise
+from negbank.train.config import ConfigError, method_configs, parse, to_dict
+from negbank.train.memory import held
+from negbank.train.options import Comparison
+from negbank.train.run import read_config, resume
 
 RUN = {
     "data": {"type": "digits", "rows": 300},
@@ -136,7 +135,7 @@ def test_an_override_changes_a_method(tmp_path):
     data = yaml.safe_load(path.read_text())
     config, notes = parse(data, ["methods.moco.negatives.type=dcl", "seeds=[4]"], root=Comparison)
     assert method_configs(config)["moco"].negatives.type == "dcl"
-    assert notes == ["methods.moco.negatives.type=dcl: dropped methods.moco.negatives.queue, an option of moco"]
+    assert notes == ["methods.moco.negatives.type=dcl: dropped methods.moco.negatives.moco, an option of moco"]
 
 
 @pytest.mark.parametrize(
@@ -312,7 +311,7 @@ def test_a_method_whose_cells_have_not_begun_may_be_edited(tmp_path, in_process)
     from_config(comparison(tmp_path, methods={**methods, "moco": edited}, equal=["steps"]))
     assert len(ran) == 2
     folder = tmp_path / "moco" / "steps" / "lr0.001" / "seed0"
-    assert read_config(folder).negatives.queue == 32
+    assert read_config(folder).negatives.moco == 32
     (folder / "summary.json").unlink()  # begun, though not finished
     with pytest.raises(CompareError, match=r"negatives\.queue: 32 there, 16 now"):
         from_config(comparison(tmp_path, methods=methods, equal=["steps"]))

@@ -1,10 +1,9 @@
 from __future__ import annotations
 
 import pytest
+from negbank.train.config import ConfigError, describe, load, parse, to_dict
+from negbank.train.options import AdamOptim, Emc2Negatives, InBatchNegatives, SgdOptim
 from omegaconf import OmegaConf
-
-from train.config import ConfigError, describe, load, parse, to_dict
-from train.options import AdamOptim, Emc2Negatives, InBatchNegatives, SgdOptim
 
 MINIMAL = {"run": {"steps": 100}}
 

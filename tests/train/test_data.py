@@ -10,16 +10,15 @@ from urllib.error import URLError
 import numpy as np
 import pytest
 import torch
+from negbank.train import build
+from negbank.train.config import parse
+from negbank.train.data.files import Files
+from negbank.train.data.holdout import stratified
+from negbank.train.data.images import ImageArray, ImageFiles, Images
+from negbank.train.data.sources import load
 from PIL import Image
 from torch import Tensor
 from torchvision import datasets
-
-from train import build
-from train.config import parse
-from train.data.files import Files
-from train.data.holdout import stratified
-from train.data.images import ImageArray, ImageFiles, Images
-from train.data.sources import load
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 RNG = np.random.default_rng(0)

@@ -2,9 +2,8 @@
 
 import pytest
 import torch
+from negbank.train.encoders import ENCODERS, ConvNet, Embedder, Projector, resnet18, resnet50
 from torch import Tensor, nn
-
-from train.encoders import ENCODERS, ConvNet, Embedder, Projector, resnet18, resnet50
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 

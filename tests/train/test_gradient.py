@@ -7,12 +7,11 @@ import math
 
 import pytest
 import torch
+from negbank.train.build import build
+from negbank.train.config import ConfigError, parse
+from negbank.train.gradient import _views, errors, exact_gradient, gradient_error
+from negbank.train.run import start
 from torch import nn
-
-from train.build import build
-from train.config import ConfigError, parse
-from train.gradient import _views, errors, exact_gradient, gradient_error
-from train.run import start
 
 RUN = {
     "data": {"type": "digits", "rows": 40},

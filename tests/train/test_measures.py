@@ -9,13 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lightly.utils.benchmarking import knn_predict
-from sklearn.linear_model import LogisticRegression
-from sklearn.neighbors import KNeighborsClassifier
-from sklearn.preprocessing import StandardScaler
-from torch import Tensor
-
-from train import measures as evaluate
-from train.measures import (
+from negbank.train import measures as evaluate
+from negbank.train.measures import (
     alignment,
     global_loss,
     knn_accuracy,
@@ -24,6 +19,10 @@ from train.measures import (
     uniformity,
     view_retrieval,
 )
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor
 
 Data = tuple[Tensor, Tensor, Tensor, Tensor]
 

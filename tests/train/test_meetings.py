@@ -3,8 +3,7 @@ from __future__ import annotations
 import itertools
 
 import torch
-
-from train.meetings import Meetings
+from negbank.train.meetings import Meetings
 
 
 def test_shares_of_pairs_against_counting_them():

@@ -1,4 +1,4 @@
-"""Every method of negatives trains through `train.build`, by its name in YAML, on one path, and resumes."""
+"""Every method of negatives trains through `negbank.train.build`, by its name in YAML, on one path, and resumes."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ import inspect
 
 import pytest
 import torch
+from negbank.train.build import build
+from negbank.train.config import ConfigError, parse
+from negbank.train.options import TYPES
+from negbank.train.trainer import Trainer
 from torch import nn
-
-from train.build import build
-from train.config import ConfigError, parse
-from train.options import TYPES
-from train.trainer import Trainer
 
 GROUP = {"norm": "group", "projector": {"norm": "none", "dim": 16}, "width": 16, "features": 16}
 BATCH = {"projector": {"dim": 16}, "width": 8, "features": 16}

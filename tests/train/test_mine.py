@@ -12,11 +12,11 @@ import sys
 import numpy as np
 import pytest
 import torch
+from negbank.train.cli import main
+from negbank.train.embed import fingerprint
+from negbank.train.mine import EXAMPLES
 
 from negbank import MiningResult, mine_hard_negatives
-from train.cli import main
-from train.embed import fingerprint
-from train.mine import EXAMPLES
 
 WORDS = ["red", "green", "blue", "cat", "dog", "bird", "runs", "sings", "sleeps", "flies"]
 
@@ -278,13 +278,17 @@ def test_bad_input_ends_with_one_message(arrays, tmp_path, capsys, encoder, argu
 
 
 def test_help_has_three_worked_examples_that_parse(capsys):
-    from train.cli import parser
+    from negbank.train.cli import parser
 
     with pytest.raises(SystemExit):
         main(["mine", "--help"])
     assert EXAMPLES in capsys.readouterr().out
     assert all(f"  {n}. " in EXAMPLES for n in (1, 2, 3))
-    joined = EXAMPLES.replace("\\\n", " ").replace("torchrun --nproc-per-node 2 -m train.cli", "negbank").splitlines()
+    joined = (
+        EXAMPLES.replace("\\\n", " ")
+        .replace("torchrun --nproc-per-node 2 -m negbank.train.cli", "negbank")
+        .splitlines()
+    )
     commands = [line.strip() for line in joined if line.strip().startswith("negbank ")]
     assert len(commands) == 4
     for command in commands:
@@ -294,10 +298,19 @@ def test_help_has_three_worked_examples_that_parse(capsys):
 def test_torchrun_writes_what_one_process_writes(arrays, tmp_path):
     command = ["mine", "--corpus", "corpus.npy", "--queries", "queries.npy", "--query-batch", "7", "--quiet"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-    run_ = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "train.cli"]
+    run_ = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "negbank.train.cli",
+    ]
     subprocess.run([*run_, *command, "--out", "two"], cwd=tmp_path, env=environment, check=True, timeout=120)
     subprocess.run(
-        [sys.executable, "-m", "train.cli", *command, "--out", "one"],
+        [sys.executable, "-m", "negbank.train.cli", *command, "--out", "one"],
         cwd=tmp_path,
         env=environment,
         check=True,

@@ -7,9 +7,8 @@ import math
 import pytest
 import torch
 from lightly.utils.lars import LARS
+from negbank.train.optim import OPTIMISERS, Lars, build, cosine_with_warmup, parameter_groups
 from torch import Tensor, nn
-
-from train.optim import OPTIMISERS, Lars, build, cosine_with_warmup, parameter_groups
 
 
 def model() -> nn.Module:

@@ -9,13 +9,13 @@ import re
 
 import pytest
 import torch
+from negbank.train.config import parse
+from negbank.train.descent import NonFiniteError
+from negbank.train.options import TYPES
+from negbank.train.pairs import PairTrainer, build_pairs, recall_both_ways
 from torch import nn
 
 from negbank import Exclusions
-from train.config import parse
-from train.descent import NonFiniteError
-from train.options import TYPES
-from train.pairs import PairTrainer, build_pairs, recall_both_ways
 
 N, B, D, TEMPERATURE = 40, 8, 6, 0.3
 INDEX = {"refresh": {"every": 3, "unit": "steps"}, "index": {"factory": "exact"}}

@@ -14,11 +14,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from negbank.train import checkpoint
+from negbank.train.config import parse
+from negbank.train.run import RunError, evaluate, resume, start
 from PIL import Image
-
-from train import checkpoint
-from train.config import parse
-from train.run import RunError, evaluate, resume, start
 
 STEPS = 36
 CONFIG = {
@@ -35,7 +34,7 @@ CONFIG = {
 DRIVER = """
 import os, signal, sys
 import torch
-from train import checkpoint, cli, trainer
+from negbank.train import checkpoint, cli, trainer
 kill = lambda: os.kill(os.getpid(), signal.SIGKILL)
 {sabotage}
 sys.exit(cli.main(sys.argv[1:]))

@@ -4,17 +4,17 @@ import functools
 
 import pytest
 import torch
+from negbank.samplers.batches import Uniform
+from negbank.samplers.negatives import InBatch
+from negbank.train import losses
+from negbank.train.build import build, choose_device, choose_precision
+from negbank.train.config import parse
+from negbank.train.data.images import ImageArray
+from negbank.train.trainer import NonFiniteError, Trainer
 from torch import nn
 
 from negbank import EmbeddingBank
 from negbank.proposals import HeadTail
-from samplers.batches import Uniform
-from samplers.negatives import InBatch
-from train import losses
-from train.build import build, choose_device, choose_precision
-from train.config import parse
-from train.data.images import ImageArray
-from train.trainer import NonFiniteError, Trainer
 
 ROWS = 60
 
@@ -105,7 +105,7 @@ def test_what_is_not_finite_stops_before_the_optimiser_and_is_named(what, monkey
     elif what == "gradient":
         trainer.embedder.layer.weight.register_hook(lambda gradient: gradient * torch.nan)
     else:
-        monkeypatch.setattr("train.trainer.surrogate", lambda *a, **k: losses.surrogate(*a, **k) * torch.inf)
+        monkeypatch.setattr("negbank.train.trainer.surrogate", lambda *a, **k: losses.surrogate(*a, **k) * torch.inf)
     before = [p.detach().clone() for p in trainer.embedder.parameters()]
     bank = trainer.bank.state_dict()
     with pytest.raises(NonFiniteError, match=f"step 3: the {what} of rows .*start anew in another run.dir"):

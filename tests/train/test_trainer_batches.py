@@ -7,9 +7,8 @@ import copy
 import numpy as np
 import pytest
 import torch
-
-from train.build import build
-from train.config import ConfigError, parse
+from negbank.train.build import build
+from negbank.train.config import ConfigError, parse
 
 BATCHES = {
     "knn": {"type": "knn", "neighbors": 12},

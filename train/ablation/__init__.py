@@ -4,9 +4,9 @@
 inside. What is measured, and by which formula, is in `measure.py`.
 """
 
-from train.ablation.cells import ablate
-from train.ablation.live import Live, live
-from train.ablation.run import from_config
-from train.ablation.store import AblationError
+from negbank.train.ablation.cells import ablate
+from negbank.train.ablation.live import Live, live
+from negbank.train.ablation.run import from_config
+from negbank.train.ablation.store import AblationError
 
 __all__ = ["AblationError", "Live", "ablate", "from_config", "live"]

@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
+from negbank.train.ablation.average import LEVELS, Average, resampled
+from negbank.train.ablation.measure import Cell, Key
 from torch import Tensor
-
-from train.ablation.average import LEVELS, Average, resampled
-from train.ablation.measure import Cell, Key
 
 BASELINE = "Uniform"
 """The proposal that others are held against, where it is among them."""

@@ -18,10 +18,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from negbank.train.ablation.measure import MEASURES, Cell, Key
+from negbank.train.checkpoint import replace
 from torch import Tensor
-
-from train.ablation.measure import MEASURES, Cell, Key
-from train.checkpoint import replace
 
 RESAMPLES = 1000
 LEVELS = torch.tensor([0.025, 0.975], dtype=torch.float64)

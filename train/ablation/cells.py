@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from negbank.train.ablation.average import summarise
+from negbank.train.ablation.measure import Cell, Key, measure
+from negbank.train.ablation.sources import unit
 from torch import Tensor
 
 from negbank import Exclusions, Snapshot
 from negbank.proposals import Proposal
-from train.ablation.average import summarise
-from train.ablation.measure import Cell, Key, measure
-from train.ablation.sources import unit
 
 Bind = Callable[[Key, Snapshot, Tensor], Proposal]
 """What gives a cell its proposal: over the bank, and fitted to the truth where it adapts."""
@@ -46,7 +46,7 @@ def ablate(
 
     Returns:
         One row a proposal, temperature, query and budget: the mean over anchors of every measure of
-        `train.ablation.measure`, with its 95 % interval as `..._low` and `..._high`.
+        `negbank.train.ablation.measure`, with its 95 % interval as `..._low` and `..._high`.
 
     Raises:
         ValueError: for shapes or values that do not fit, or a proposal that is no density over D_i.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from train.report import save
+from negbank.train.report import save
 
 FLOOR = 1e-6
 """Total variation and bias are drawn down to here."""

@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from negbank.train.ablation.cells import Bind, choose, keys_of, measured
+from negbank.train.ablation.run import named, write
+from negbank.train.ablation.store import Store
+from negbank.train.build import Assembly
+from negbank.train.config import to_dict
 from torch import Tensor
 
 from negbank import Snapshot
 from negbank.bank import require_finite
-from train.ablation.cells import Bind, choose, keys_of, measured
-from train.ablation.run import named, write
-from train.ablation.store import Store
-from train.build import Assembly
-from train.config import to_dict
 
 
 class Live:

@@ -7,10 +7,10 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from train.ablation.answer import Answer, Winner
-from train.ablation.figures import distinct, drawn_levels
-from train.checkpoint import replace
-from train.page import image, page, settings_rows, table
+from negbank.train.ablation.answer import Answer, Winner
+from negbank.train.ablation.figures import distinct, drawn_levels
+from negbank.train.checkpoint import replace
+from negbank.train.page import image, page, settings_rows, table
 
 COLUMNS = {
     "tv": (

@@ -8,23 +8,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from negbank.train.ablation import report, sources
+from negbank.train.ablation.answer import Answer, answer
+from negbank.train.ablation.average import summarise, write_csv
+from negbank.train.ablation.cells import Bind, choose, keys_of, measured
+from negbank.train.ablation.figures import draw_bias, draw_tv
+from negbank.train.ablation.measure import TIMED, Cell, Key, block
+from negbank.train.ablation.sources import Source
+from negbank.train.ablation.store import Store
+from negbank.train.build import PROPOSALS
+from negbank.train.config import ConfigError, to_dict
+from negbank.train.options import Ablation
 from torch import Tensor
 from tqdm import tqdm
 
 from negbank import Snapshot
 from negbank.proposals import Proposal
 from negbank.proposals import measure as probe
-from train.ablation import report, sources
-from train.ablation.answer import Answer, answer
-from train.ablation.average import summarise, write_csv
-from train.ablation.cells import Bind, choose, keys_of, measured
-from train.ablation.figures import draw_bias, draw_tv
-from train.ablation.measure import TIMED, Cell, Key, block
-from train.ablation.sources import Source
-from train.ablation.store import Store
-from train.build import PROPOSALS
-from train.config import ConfigError, to_dict
-from train.options import Ablation
 
 PROBE_ROWS, PROBE_DRAWS = 64, 512
 """Rows that a proposal which adapts is fitted on: as many as in a run at its default refresh.probe_rows."""

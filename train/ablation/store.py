@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
-from train.ablation.measure import MEASURES, Cell, Key
-from train.checkpoint import replace
+from negbank.train.ablation.measure import MEASURES, Cell, Key
+from negbank.train.checkpoint import replace
 
 SETTINGS, ROWS = "settings.json", "ablation.jsonl"
 OUTPUTS = (SETTINGS, ROWS, "ablation.csv", "tv.png", "bias.png", "report.html")

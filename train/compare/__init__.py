@@ -4,7 +4,7 @@
 how cells are run in `processes.py`, what is read from them in `results.py`.
 """
 
-from train.compare.processes import CompareError
-from train.compare.run import from_config
+from negbank.train.compare.processes import CompareError
+from negbank.train.compare.run import from_config
 
 __all__ = ["CompareError", "from_config"]

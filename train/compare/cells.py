@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-
-from train.options import Comparison, Config
+from negbank.train.options import Comparison, Config
 
 Curve = Sequence[tuple[int, int]]
 """Steps taken and encodings made by then, both rising, from (0, 0) to the end of a run."""
@@ -49,8 +48,8 @@ class Cells:
     """Makes the cells of a comparison.
 
     Args:
-        comparison: checked by `train.config.load`.
-        configs: the run of each method, from `train.config.method_configs`.
+        comparison: checked by `negbank.train.config.load`.
+        configs: the run of each method, from `negbank.train.config.method_configs`.
     """
 
     def __init__(self, comparison: Comparison, configs: Mapping[str, Config]) -> None:

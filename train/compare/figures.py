@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from train.ablation.figures import COLOURS, MARKERS, distinct, legend_below
-from train.compare.cells import Cell
-from train.compare.results import ACCURACIES, Row, evaluations
-from train.report import NAMES, save
+from negbank.train.ablation.figures import COLOURS, MARKERS, distinct, legend_below
+from negbank.train.compare.cells import Cell
+from negbank.train.compare.results import ACCURACIES, Row, evaluations
+from negbank.train.report import NAMES, save
 
 STYLES = ("-", "--")
 

@@ -16,13 +16,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from train.cli import DIVERGED
-from train.compare.cells import Cell
-from train.config import to_dict
-from train.run import CHECKPOINTS, CONFIG, METRICS, differences, read_config, write_config
+from negbank.train.cli import DIVERGED
+from negbank.train.compare.cells import Cell
+from negbank.train.config import to_dict
+from negbank.train.run import CHECKPOINTS, CONFIG, METRICS, differences, read_config, write_config
 
 START = (
-    "import sys; sys.path = [*filter(None, sys.path), sys.argv.pop(1)]; from train.cli import main; sys.exit(main())"
+    "import sys; sys.path = [*filter(None, sys.path), sys.argv.pop(1)]\n"
+    "from negbank.train.cli import main; sys.exit(main())"
 )
 """`negbank` without the working directory on the path: with `python -m` a user's own train.py there would be run."""
 ROOT = str(Path(__file__).parents[2])

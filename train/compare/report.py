@@ -8,11 +8,11 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from train.ablation.figures import distinct
-from train.checkpoint import replace
-from train.compare.cells import TUNING
-from train.compare.results import ACCURACIES, HOLDERS, PAIRED, PHASES, Row
-from train.page import image, page, settings_rows, table
+from negbank.train.ablation.figures import distinct
+from negbank.train.checkpoint import replace
+from negbank.train.compare.cells import TUNING
+from negbank.train.compare.results import ACCURACIES, HOLDERS, PAIRED, PHASES, Row
+from negbank.train.page import image, page, settings_rows, table
 
 Format = Callable[[float], str]
 

@@ -8,15 +8,15 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from train import report
-from train.ablation.figures import distinct
-from train.compare.cells import STEPS, TUNING, Cell, Curve
-from train.compare.processes import diverged, finished
-from train.run import METRICS
-from train.trainer import PHASES
+from negbank.train import report
+from negbank.train.ablation.figures import distinct
+from negbank.train.compare.cells import STEPS, TUNING, Cell, Curve
+from negbank.train.compare.processes import diverged, finished
+from negbank.train.run import METRICS
+from negbank.train.trainer import PHASES
 
 HOLDERS = ("bank", "snapshot", "momentum_encoder", "negatives", "batches")
-"""What memory beyond SimCLR's is split into, see `train.memory`."""
+"""What memory beyond SimCLR's is split into, see `negbank.train.memory`."""
 ACCURACIES = ("knn_accuracy", "linear_probe_accuracy")
 PAIRED = "knn_over_reference"
 MEASURES = (
@@ -90,7 +90,7 @@ def curve(cell: Cell) -> Curve:
 
 
 def gradients(cells: Sequence[Cell]) -> list[Row]:
-    """The rows of gradient.csv: what runs measured of their gradients, see `train.gradient`."""
+    """The rows of gradient.csv: what runs measured of their gradients, see `negbank.train.gradient`."""
     found = []
     for cell in (each for each in cells if each.budget == STEPS and finished(each) and diverged(each) is None):
         for row in report.read_metrics(cell.folder / METRICS):

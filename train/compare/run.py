@@ -12,17 +12,16 @@ from pathlib import Path
 from types import FrameType
 
 import yaml
-
-from train.ablation.average import write_csv
-from train.build import build, choose_device, load_data
-from train.checkpoint import replace
-from train.compare import report
-from train.compare.cells import ENCODINGS, STEPS, Cell, Cells, Curve
-from train.compare.figures import draw_accuracy
-from train.compare.processes import CompareError, diverged, execute, finished, prepare
-from train.compare.results import curve, gradients, rows, summarise
-from train.config import ConfigError, method_configs, to_dict
-from train.options import Comparison, Config
+from negbank.train.ablation.average import write_csv
+from negbank.train.build import build, choose_device, load_data
+from negbank.train.checkpoint import replace
+from negbank.train.compare import report
+from negbank.train.compare.cells import ENCODINGS, STEPS, Cell, Cells, Curve
+from negbank.train.compare.figures import draw_accuracy
+from negbank.train.compare.processes import CompareError, diverged, execute, finished, prepare
+from negbank.train.compare.results import curve, gradients, rows, summarise
+from negbank.train.config import ConfigError, method_configs, to_dict
+from negbank.train.options import Comparison, Config
 
 
 def from_config(comparison: Comparison) -> str:
@@ -164,7 +163,7 @@ def require_fitting(configs: Mapping[str, Config]) -> None:
     """Make the objects of every method's run once, on the CPU and over the same data, and drop them again.
 
     Raises:
-        ConfigError: with what `train.build.build` says of each method.
+        ConfigError: with what `negbank.train.build.build` says of each method.
     """
     splits, problems = load_data(next(iter(configs.values()))), []
     for name, config in configs.items():

@@ -9,11 +9,10 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from negbank.train.data.blur import gaussian_blur, kernel_size
+from negbank.train.data.colour import HUE, SATURATION, jitter_, luma
+from negbank.train.data.crop import BOX_UNIFORMS, random_boxes, resample
 from torch import Tensor
-
-from train.data.blur import gaussian_blur, kernel_size
-from train.data.colour import HUE, SATURATION, jitter_, luma
-from train.data.crop import BOX_UNIFORMS, random_boxes, resample
 
 PRESETS: dict[str, dict[str, Any]] = {
     # Handwriting: a mirror or a small crop changes the class.
@@ -41,7 +40,7 @@ class Draw(NamedTuple):
         boxes: float (B, 4) crop: left, top, width, height in pixels.
         mirrored: bool (B,).
         degrees: float (B,) counter-clockwise rotation, before the mirror.
-        order: int64 (B, K) order of the colour steps (see :func:`train.data.colour.jitter_`); K of 0 is no jitter.
+        order: int64 (B, K) order of the colour steps (see :mod:`negbank.train.data.colour`); K of 0: none.
         factors: float (B, 4) of brightness, contrast, saturation (1 is the identity) and hue (turns, 0 is).
         grey: bool (B,).
         sigma: float (B,) of the blur in pixels; 0 is no blur.

@@ -13,11 +13,10 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 import torch
+from negbank.train.data.files import Files
+from negbank.train.data.holdout import stratified
+from negbank.train.data.images import ImageArray, ImageFiles, Images, Splits, check_mode
 from PIL import Image
-
-from train.data.files import Files
-from train.data.holdout import stratified
-from train.data.images import ImageArray, ImageFiles, Images, Splits, check_mode
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 MIXED_SIZES_DEFAULT = 224  # the usual ImageNet crop

@@ -10,10 +10,9 @@ from typing import BinaryIO, NamedTuple, Protocol
 
 import numpy as np
 import torch
+from negbank.train.data.files import Files
 from PIL import Image
 from torch import Tensor
-
-from train.data.files import Files
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 _EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV", "La", "RGBa")

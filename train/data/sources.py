@@ -9,11 +9,10 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from negbank.train.data.folder import image_folder
+from negbank.train.data.holdout import stratified
+from negbank.train.data.images import ImageArray, Splits
 from torch import Tensor
-
-from train.data.folder import image_folder
-from train.data.holdout import stratified
-from train.data.images import ImageArray, Splits
 
 __all__ = ["SOURCES", "Request", "Splits", "load"]
 
@@ -50,7 +49,7 @@ def load(
     Args:
         name: a key of ``SOURCES``. ``mnist5k`` and ``digits`` come with installed packages and have one fixed split;
             ``cifar10``, ``cifar100``, ``stl10`` and ``fashion_mnist`` are downloaded into ``root`` when not there;
-            ``image_folder`` reads class folders (see :mod:`train.data.folder`).
+            ``image_folder`` reads class folders (see :mod:`negbank.train.data.folder`).
         root: folder of the files, or for ``image_folder`` possibly a zip archive; not used by ``mnist5k``, ``digits``.
         size: side of the square images in pixels; by default the set's own (``digits``: 16).
         memory_gb: bound in GiB on the decoded images. Larger image folders are decoded at each read; the other sets

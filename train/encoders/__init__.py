@@ -8,11 +8,10 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from negbank.train.encoders.convnet import ConvNet
+from negbank.train.encoders.projector import Projector
+from negbank.train.encoders.resnet import ResNet, resnet18, resnet50
 from torch import Tensor, nn
-
-from train.encoders.convnet import ConvNet
-from train.encoders.projector import Projector
-from train.encoders.resnet import ResNet, resnet18, resnet50
 
 __all__ = ["ENCODERS", "ConvNet", "Embedder", "Projector", "ResNet", "resnet18", "resnet50"]
 

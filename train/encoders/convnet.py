@@ -10,9 +10,8 @@ bfloat16 autocast with `.to(memory_format=torch.channels_last)`.
 """
 
 import torch.nn.functional as F
+from negbank.train.encoders.norm import norm2d
 from torch import Tensor, nn
-
-from train.encoders.norm import norm2d
 
 
 class ConvNet(nn.Module):
@@ -21,7 +20,7 @@ class ConvNet(nn.Module):
     Args:
         channels: of the images.
         width: w, channels of the first layer; a multiple of 16 for norm "group".
-        norm: "batch", "group" or "none"; see `train.encoders.norm` for which.
+        norm: "batch", "group" or "none"; see `negbank.train.encoders.norm` for which.
         features: F, the output width; a multiple of 16 for norm "group".
 
     Raises:

@@ -11,7 +11,7 @@ class Projector(nn.Module):
         hidden: width of the layers between.
         dim: output width D.
         layers: number of linear layers, at least 1. The last has neither norm nor bias.
-        norm: "batch", or "none" for when rows are encoded in several passes (see `train.encoders.norm`).
+        norm: "batch", or "none" for when rows are encoded in several passes (see `negbank.train.encoders.norm`).
 
     Raises:
         ValueError: for an unknown norm or less than one layer.

@@ -6,11 +6,10 @@ appendix B.9), where the original 7x7 of stride 2 with pooling would leave 8x8 p
 
 from functools import partial
 
+from negbank.train.encoders.norm import norm2d
 from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.models.resnet import ResNet as TorchvisionResNet
-
-from train.encoders.norm import norm2d
 
 
 class ResNet(TorchvisionResNet):
@@ -21,7 +20,7 @@ class ResNet(TorchvisionResNet):
         layers: blocks in each of the four stages.
         channels: of the images, usually 1 or 3.
         small_images: 3x3 stem at full resolution, in place of the stem of stride 4.
-        norm: "batch" or "group"; see `train.encoders.norm` for which.
+        norm: "batch" or "group"; see `negbank.train.encoders.norm` for which.
 
     Raises:
         ValueError: for an unknown norm.

@@ -6,11 +6,8 @@ import functools
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
-
-from negbank import EmbeddingBank, Exclusions, Refresher
-from train import optim
-from train.build import (
+from negbank.train import optim
+from negbank.train.build import (
     Task,
     build_batches,
     build_negatives,
@@ -21,8 +18,11 @@ from train.build import (
     require_factory,
     wants_snapshot,
 )
-from train.options import Config
-from train.pairs.trainer import PairTrainer, Read, Side, encode
+from negbank.train.options import Config
+from negbank.train.pairs.trainer import PairTrainer, Read, Side, encode
+from torch import Tensor, nn
+
+from negbank import EmbeddingBank, Exclusions, Refresher
 
 
 def build_pairs(
@@ -36,7 +36,7 @@ def build_pairs(
     """The trainer of two encoders of your own.
 
     Args:
-        config: checked by `train.config.parse`; data, encoder, eval and ablation are of no meaning here.
+        config: checked by `negbank.train.config.parse`; data, encoder, eval and ablation are of no meaning here.
         num_rows: N pairs.
         left, right: an encoder, inputs → unit embeddings (n, D), and how its inputs are read, see `Read`.
         exclude: rows that are no negatives of each other, such as captions of one image: `Exclusions(N, groups=...)`.

@@ -20,16 +20,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from negbank.samplers.batches import BatchSampler
+from negbank.samplers.negatives import EncodedBatch, NegativeSampler
+from negbank.train.descent import Descent
+from negbank.train.losses import info_nce, surrogate
+from negbank.train.measures import mean_cosine
+from negbank.train.trainer import expected, require_fitting
 from torch import Tensor, nn
 
 from negbank import EmbeddingBank, Refresher, Snapshot
 from negbank.refresh import RefreshReport
-from samplers.batches import BatchSampler
-from samplers.negatives import EncodedBatch, NegativeSampler
-from train.descent import Descent
-from train.losses import info_nce, surrogate
-from train.measures import mean_cosine
-from train.trainer import expected, require_fitting
 
 Read = Callable[[Tensor, torch.Generator | None], Any]
 """Rows (n,) on the CPU → an encoder's input, where the encoder is; with a generator under a random view drawn by it."""
