@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from negbank.random import uniforms
+from negbank.counter import uniforms
 
 NO_ROW = -1
 """Row of an anchor that is not itself in the bank (an outside query), and padding in lists of ids."""

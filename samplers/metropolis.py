@@ -17,8 +17,9 @@ from typing import NamedTuple
 import numba
 import numpy as np
 import torch
-from negbank.samplers.splitmix import fill
 from torch import Tensor
+
+from negbank.counter import fill
 
 NO_STATE = -1
 """State of a chain that has not started, and a proposal that is to be skipped."""

@@ -13,9 +13,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from negbank.counter import uniforms
 from negbank.exclusions import Exclusions
 from negbank.proposals.contract import Anchors
-from negbank.random import uniforms
 
 
 class InBatch:

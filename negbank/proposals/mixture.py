@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from negbank.counter import uniforms
 from negbank.proposals.contract import Anchors, Proposal, ProposalDistribution
-from negbank.random import uniforms
 
 
 class Mixture:

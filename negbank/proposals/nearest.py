@@ -11,10 +11,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from negbank.counter import uniforms
 from negbank.exclusions import Exclusions
 from negbank.proposals.adapt import Probe, tune
 from negbank.proposals.contract import Anchors, by_id, check_head, check_softmax, search_allowed
-from negbank.random import uniforms
 from negbank.snapshot import Snapshot
 
 

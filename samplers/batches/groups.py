@@ -15,9 +15,9 @@ from __future__ import annotations
 import numba
 import numpy as np
 import torch
-from negbank.samplers.splitmix import below, stream
 from torch import Tensor
 
+from negbank.counter import below, stream
 from negbank.snapshot import Snapshot
 
 NO_GROUP = -1

@@ -25,9 +25,9 @@ import numpy as np
 import torch
 from negbank.samplers.batches.graph import ProximityGraph, candidate_graph, index_graph
 from negbank.samplers.batches.planned import Planned
-from negbank.samplers.splitmix import stream, uniform
 from torch import Tensor
 
+from negbank.counter import stream, uniform
 from negbank.snapshot import Snapshot
 
 PATIENCE = 16.0

@@ -46,9 +46,9 @@ from negbank.samplers.negatives.contract import EncodedBatch, Info, Negatives, f
 from negbank.samplers.negatives.index_draws import IndexDraws
 from torch import Tensor
 
+from negbank.counter import uniforms
 from negbank.exclusions import Exclusions
 from negbank.proposals import PooledDistribution, Proposal, ProposalDistribution
-from negbank.random import uniforms
 from negbank.snapshot import Snapshot
 
 PROPOSALS = ("in_batch", "index", "both")

@@ -20,9 +20,9 @@ from negbank.samplers.negatives.contract import EncodedBatch, Info, Negatives, f
 from negbank.samplers.negatives.index_draws import check_query, require_queries
 from torch import Tensor
 
+from negbank.counter import uniforms
 from negbank.exclusions import NO_ROW, Exclusions
 from negbank.proposals.contract import Anchors, search_allowed
-from negbank.random import uniforms
 from negbank.snapshot import Snapshot
 
 WEIGHTS = ("softmax", "pairwise", "uniform")

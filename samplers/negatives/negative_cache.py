@@ -36,10 +36,10 @@ from negbank.samplers.negatives.index_draws import check_query, require_queries
 from torch import Tensor
 
 from negbank.bank import EmbeddingBank, unit_rows
+from negbank.counter import uniforms
 from negbank.exclusions import NO_ROW, Exclusions
 from negbank.index.contract import exact_scores
 from negbank.proposals.contract import Anchors, search_allowed
-from negbank.random import uniforms
 from negbank.snapshot import Snapshot
 
 SEARCHES = ("exact", "index")
