@@ -146,12 +146,11 @@ def _validate(paths: list[Path]) -> int:
 
 
 def _train(options: argparse.Namespace, overrides: list[str]) -> int:
+    from negbank import DamagedSnapshotError  # torch, faiss and matplotlib load only when there is something to do
     from negbank.train import report, run
     from negbank.train.checkpoint import CheckpointError
     from negbank.train.data.sources import DownloadError
     from negbank.train.trainer import NonFiniteError
-
-    from negbank import DamagedSnapshotError  # torch, faiss and matplotlib load only when there is something to do
 
     try:
         if options.resume is not None:
@@ -187,9 +186,8 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _ablate(options: argparse.Namespace, overrides: list[str]) -> int:
-    from negbank.train import ablation
-
     from negbank import DamagedSnapshotError
+    from negbank.train import ablation
 
     config, notes = load(options.config, overrides, root=Ablation)
     for note in notes:
@@ -228,11 +226,10 @@ def _compare(options: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _evaluate(folder: Path) -> int:
+    from negbank import DamagedSnapshotError
     from negbank.train import report, run
     from negbank.train.checkpoint import CheckpointError
     from negbank.train.data.sources import DownloadError
-
-    from negbank import DamagedSnapshotError
 
     try:
         print(report.table(run.evaluate(folder)))

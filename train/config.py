@@ -18,9 +18,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from negbank.train.options import TYPES, Ablation, Comparison, Config
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+
+from negbank.train.options import TYPES, Ablation, Comparison, Config
 
 COMMANDS: dict[type[Any], str] = {Config: "train", Ablation: "ablate", Comparison: "compare"}
 """Whose configuration each root is."""

@@ -20,12 +20,12 @@ from itertools import chain, repeat
 from typing import cast
 
 import torch
-from negbank.samplers.negatives import EncodedBatch
-from negbank.train.losses import surrogate
-from negbank.train.trainer import Trainer, expected
 from torch import Tensor, nn
 
 from negbank.bank import unit_rows
+from negbank.samplers.negatives import EncodedBatch
+from negbank.train.losses import surrogate
+from negbank.train.trainer import Trainer, expected
 
 VIEW_SEED = 20_240_415
 ANCHORS, IMAGES = 256, 500

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from negbank.train.trainer import Trainer
 from torch import Tensor, nn
 
 from negbank.index import FaissIndex
+from negbank.train.trainer import Trainer
 
 
 class _Seen(NamedTuple):

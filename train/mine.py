@@ -258,9 +258,8 @@ def _pairs(options: argparse.Namespace) -> tuple[dict[str, Any], Any]:
 
 def _tables(options: argparse.Namespace) -> tuple[dict[str, Any], Any]:
     """Inputs from --corpus and --queries, each embeddings or a table of texts."""
-    from negbank.train.tables import is_table, read_ids, read_positives, typed
-
     from negbank import Snapshot
+    from negbank.train.tables import is_table, read_ids, read_positives, typed
 
     if options.corpus is None:
         raise ValueError("mine needs --corpus, or --pairs; see negbank mine --help")
@@ -315,6 +314,7 @@ def _rescore(name: str) -> Any:
 def _texts(encoder: Any, side: str, path: Path, options: argparse.Namespace) -> tuple[Any, Any, Any]:
     """Embeddings, ids and texts of a table."""
     import numpy as np
+
     from negbank.train.tables import column, joined, read_table
 
     query = side == "queries"
