@@ -8,16 +8,24 @@ Layouts, each optionally below wrapper folders that hold nothing else::
 Rows are in sorted path order within each split. With train/ and test/ present, other top folders are not read.
 """
 
-from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import PurePosixPath
 from typing import BinaryIO
 
 import torch
-from negbank.train.data.files import Files
+from negbank.train.data.contract import Splits
 from negbank.train.data.holdout import stratified
-from negbank.train.data.images import ImageArray, ImageFiles, Images, Splits, check_mode
+from negbank.train.data.images.augment import Augment
+from negbank.train.data.images.data import image_splits
+from negbank.train.data.images.files import Files
+from negbank.train.data.images.store import ImageArray, ImageFiles, Images, check_mode
 from PIL import Image
 
+from negbank.bounds import Annotated, Ge, Gt, Le, Positive, Section, checked
+
+HOLDOUT_SEED = 0
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 MIXED_SIZES_DEFAULT = 224  # the usual ImageNet crop
 _DECODE_ROWS = 4096
@@ -26,21 +34,27 @@ _LAYOUT = "expected <class>/<image> or train/<class>/<image> with test/<class>/<
 Samples = list[tuple[str, str]]  # (path, class)
 
 
+@checked
 def image_folder(
-    root: str | Path, *, size: int | None = None, memory_gb: float = 4.0, holdout: float = 0.2, seed: int = 0
+    root: str,
+    *,
+    size: Annotated[int, Ge(8)] | None = 64,
+    memory_gb: Positive = 4.0,
+    holdout: Annotated[float, Gt(0), Le(0.9)] = 0.2,
+    augment: Annotated[Callable[..., Augment] | None, Section("augment", "views")] = None,
 ) -> Splits:
-    """Load a directory or zip archive of class folders; the layouts are those of this module.
+    """Class folders of images, as a directory or a zip; with train/ and test/ on top, or held out at random.
 
     The header of every file is checked first; where all decoded images fit in ``memory_gb`` they are then decoded in
     full, and otherwise at each read. Images are greyscale if every file is, else RGB.
 
     Args:
-        root: the directory or ``.zip`` file.
-        size: side in pixels of the square that images are resized and centre-cropped to. By default the shorter
-            side of the images if all agree, otherwise 224.
-        memory_gb: bound in GiB on the decoded images of both splits.
-        holdout: share of every class held out where there is no test folder.
-        seed: of that split.
+        root: the directory or the .zip file.
+        size: images are scaled and centre-cropped to this side in pixels; None: the shorter side of the images if all
+            agree, otherwise 224.
+        memory_gb: decoded images are kept in memory up to this many GiB.
+        holdout: share held out of each class where there is no test/ folder, the same for every run.
+        augment: the random views.
 
     Raises:
         FileNotFoundError: ``root`` does not exist.
@@ -52,7 +66,7 @@ def image_folder(
     index = {name: label for label, name in enumerate(classes)}
     if not test:
         labels = torch.tensor([index[name] for _, name in train])
-        kept, held = stratified(labels, holdout, seed)
+        kept, held = stratified(labels, holdout, HOLDOUT_SEED)
         if not len(held):
             raise ValueError(
                 f"root={str(root)!r} has one image a class, so none can be held out; add images or a test/"
@@ -71,7 +85,7 @@ def image_folder(
         images = ImageFiles(files, [path for path, _ in samples], labels, size=size, channels=channels)
         return _decoded(images) if in_memory else images
 
-    return Splits(store(train), store(test), classes)
+    return image_splits(store(train), store(test), classes, augment)
 
 
 def _layout(files: Files) -> tuple[Samples, Samples, tuple[str, ...]]:

@@ -8,11 +8,10 @@ with c, w, h the centre and sides of the sampled box, m = -1 for a mirrored imag
 coordinates of ``grid_sample`` (``align_corners=False``) that is one 2x3 matrix per image. Values are interpolated
 bilinearly, without antialiasing, from the whole image: the outermost half pixel of a crop sees its neighbours outside
 the box. Beyond the image they are those of its border, so that the crop of all of it equals its resize, and a rotation
-leaves no black corners that would tell its angle.
+leaves no black corners that would tell its angle. Parameters are computed in float64 and rounded.
 """
 
-import math
-
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -38,11 +37,10 @@ def random_boxes(
     Returns:
         float32 (B, 4): left, top, width, height in whole pixels.
     """
-    area = uniforms[:TRIES].mul(scale[1] - scale[0]).add_(scale[0]).mul_(height * width)
-    low, high = math.sqrt(ratio[0]), math.sqrt(ratio[1])
-    root = torch.pow(high / low, uniforms[TRIES : 2 * TRIES]).mul_(low)
-    side = area.sqrt_()
-    widths, heights = (side * root).round_(), (side / root).round_()
+    u = uniforms.double().numpy()
+    side = np.sqrt((u[:TRIES] * (scale[1] - scale[0]) + scale[0]) * (height * width))
+    root = np.sqrt(ratio[0]) * np.power(np.sqrt(ratio[1] / ratio[0]), u[TRIES : 2 * TRIES])
+    widths, heights = (torch.from_numpy(np.round(sides)).float() for sides in (side * root, side / root))
     fits = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
     first = fits.logical_not().cumprod(0).sum(0)  # TRIES where none fits
     index, found = first.clamp(max=TRIES - 1).unsqueeze(0), first < TRIES
@@ -68,8 +66,8 @@ def resample(images: Tensor, boxes: Tensor, mirrored: Tensor, degrees: Tensor, s
     """
     height, width = images.shape[-2:]
     left, top, w, h = boxes.unbind(1)
-    angle = degrees.deg2rad()
-    cos, sin = angle.cos(), angle.sin()
+    angle = np.deg2rad(degrees.double().cpu().numpy())
+    cos, sin = (torch.from_numpy(each).to(boxes) for each in (np.cos(angle), np.sin(angle)))
     w_signed = torch.where(mirrored, -w, w)
     along_x = torch.stack((cos * w_signed / width, sin * w_signed / height), 1)
     along_y = torch.stack((-sin * h / width, cos * h / height), 1)

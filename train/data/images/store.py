@@ -6,15 +6,15 @@ for evaluation; -1 marks a row without one.
 
 from collections.abc import Sequence
 from functools import partial
-from typing import BinaryIO, NamedTuple, Protocol
+from typing import BinaryIO, Protocol
 
 import numpy as np
 import torch
-from negbank.train.data.files import Files
+from negbank.train.data.contract import checked_labels
+from negbank.train.data.images.files import Files
 from PIL import Image
 from torch import Tensor
 
-_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 _EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV", "La", "RGBa")
 
 
@@ -38,14 +38,6 @@ class Images(Protocol):
         ...
 
 
-class Splits(NamedTuple):
-    """Training and held-out images with the class names that their labels index."""
-
-    train: Images
-    test: Images
-    classes: tuple[str, ...]
-
-
 class ImageArray:
     """Images decoded in memory.
 
@@ -67,7 +59,7 @@ class ImageArray:
                 f"images must be (N, C, H, W) with C of 1 or 3, got shape {tuple(images.shape)}; permute it"
             )
         self.images = images
-        self._labels = _checked_labels(labels, len(images))
+        self._labels = checked_labels(labels, len(images))
 
     def __len__(self) -> int:
         return len(self.images)
@@ -113,7 +105,7 @@ class ImageFiles:
             raise ValueError(f"channels must be 1 or 3, got {channels}")
         self._files = files
         self._names = list(names)
-        self._labels = _checked_labels(labels, len(self._names))
+        self._labels = checked_labels(labels, len(self._names))
         self._size = size
         self._channels = channels
 
@@ -146,39 +138,6 @@ class ImageFiles:
         return torch.stack(decoded) if decoded else torch.empty(0, *self.shape, dtype=torch.uint8)
 
 
-class ImageSubset:
-    """Some rows of other images, renumbered from 0.
-
-    Args:
-        images: the others.
-        rows: int64 (n,), the rows to take, in the order they get.
-    """
-
-    def __init__(self, images: Images, rows: Tensor) -> None:
-        self._images, self._rows = images, rows
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of every image."""
-        return self._images.shape
-
-    @property
-    def labels(self) -> Tensor | None:
-        """int64 (n,), -1 where unknown, or None. Never used in training."""
-        return None if self._images.labels is None else self._images.labels[self._rows]
-
-    def read(self, rows: Tensor) -> Tensor:
-        """Return uint8 (B, C, H, W) images of ``rows`` (B,).
-
-        Raises:
-            IndexError: a row is not below n.
-        """
-        return self._images.read(self._rows[rows.to(self._rows.device)])
-
-
 def decode(file: BinaryIO, *, size: int, channels: int) -> Tensor:
     """Decode one encoded image to uint8 (channels, size, size): its central square, resized (antialiased bilinear).
 
@@ -205,13 +164,3 @@ def check_mode(mode: str) -> None:
     """Raise ValueError unless the PIL ``mode`` has 8 bits a channel or fewer."""
     if mode not in _EIGHT_BIT_MODES:
         raise ValueError(f"mode={mode!r} has more than 8 bits a channel; convert the image to 8 bits")
-
-
-def _checked_labels(labels: Tensor | None, count: int) -> Tensor | None:
-    if labels is None:
-        return None
-    if labels.dtype not in _INTEGERS:
-        raise ValueError(f"labels must be integers, got dtype {labels.dtype}; convert with labels.to(torch.int64)")
-    if labels.shape != (count,):
-        raise ValueError(f"labels must have shape ({count},), one per image, got {tuple(labels.shape)}")
-    return labels.to(torch.int64)

@@ -2,6 +2,7 @@
 
 Threads rather than worker processes: image decoders release the interpreter lock, and OpenMP libraries such as Faiss
 may hang in a forked child. A ``ZipFile`` handle serialises its readers, so each thread opens the archive for itself.
+A copy sent to another process, such as a worker that reads ahead, has neither: it reads in the thread that asks.
 """
 
 import os
@@ -11,7 +12,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 T = TypeVar("T")
 
@@ -37,15 +38,25 @@ class Files:
         if not self.root.exists():
             raise FileNotFoundError(f"root={str(root)!r} does not exist; give a directory or a .zip file of images")
         self._in_zip = not self.root.is_dir()
-        self._local = threading.local()
-        self._workers = workers or min(8, os.cpu_count() or 1)
-        self._pool = ThreadPoolExecutor(self._workers, thread_name_prefix="images")
+        self._open(workers or min(8, os.cpu_count() or 1))
         entries = _zip_entries(self.root) if self._in_zip else _directory_entries(self.root)
         entries = [entry for entry in entries if not _hidden(entry)]
         self.names: list[str] = sorted(entry for entry in entries if not entry.endswith("/"))
         self.folders: set[str] = {entry.rstrip("/") for entry in entries if entry.endswith("/")}
         self.folders.update(str(parent) for name in self.names for parent in PurePosixPath(name).parents)
         self.folders.discard(".")
+
+    def _open(self, workers: int) -> None:
+        self._local = threading.local()
+        self._workers = workers
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="images") if workers > 1 else None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name not in ("_local", "_pool", "_workers")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._open(1)
 
     def open(self, name: str) -> BinaryIO:
         """Open one file for reading, from any thread. Members of a zip are read and checksummed in full."""
@@ -78,7 +89,7 @@ class Files:
                     failed.append((name, error))
             return done, failed
 
-        for done, failed in self._pool.map(work, chunks):
+        for done, failed in map(work, chunks) if self._pool is None else self._pool.map(work, chunks):
             results += done
             failures += failed
         if failures:
