@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from negbank import Snapshot
-from negbank.snapshot import sync
+from negbank.files import sync
 
 STATE, SNAPSHOT = "state.pt", "snapshot"
 KEEP = 2
