@@ -413,7 +413,6 @@ def _proposal(named: Any, config: Config, exclude: Exclusions, staleness: Stalen
         options["temperature"] = config.loss.temperature
     if options.get("adapt"):
         options["probe"] = staleness()
-        options["adapt"] = options["probe"] is not None
     return PROPOSALS[named.type](snapshot, exclude=exclude, **options)
 
 
