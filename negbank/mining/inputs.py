@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from negbank.files import MANIFEST
 from negbank.index import Index
 from negbank.mining.forbidden import Forbidden, read_groups
 from negbank.mining.ids import Ids
 from negbank.mining.positives import Csr, csr, read_pairs, read_positives
 from negbank.mining.rows import Rows
-from negbank.snapshot import MANIFEST, Snapshot
+from negbank.snapshot import Snapshot
 
 
 class Work(NamedTuple):

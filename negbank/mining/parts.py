@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from negbank.snapshot import checksum, sync
+from negbank.files import checksum, sync
 
 FORMAT = 1
 MANIFEST = "manifest.json"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from negbank import Snapshot
-from negbank.snapshot import MANIFEST
+from negbank.files import MANIFEST
 
 MIN_ROWS = 8
 CLOSE = 1e-3
