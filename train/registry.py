@@ -32,12 +32,12 @@ REGISTRY: dict[str, dict[str, str | Callable[..., Any]]] = {
         "pairs": "negbank.train.data.pairs:pairs",
         "own": "negbank.train.fit:own",
     },
-    "augment": {"views": "negbank.train.data.images.views:views"},
+    "augment": {"views": "negbank.train.data.images.augment:Augment"},
     "encoder": {
         "convnet": "negbank.train.encoders.convnet:convnet",
         "resnet18": "negbank.train.encoders.resnet:resnet18",
         "resnet50": "negbank.train.encoders.resnet:resnet50",
-        "mlp": "negbank.train.encoders.mlp:mlp",
+        "mlp": "negbank.train.encoders.perceptron:mlp",
         "own": "negbank.train.fit:own",
     },
     "projector": {"mlp": "negbank.train.encoders.projector:Projector"},
@@ -94,7 +94,7 @@ REGISTRY: dict[str, dict[str, str | Callable[..., Any]]] = {
 SUPPLIED: dict[str, frozenset[str]] = {
     "data": frozenset(),
     "augment": frozenset({"channels", "size"}),
-    "encoder": frozenset({"channels", "features", "shape"}),
+    "encoder": frozenset({"channels", "shape"}),
     "projector": frozenset({"features"}),
     "batches": frozenset({"num_rows", "counter", "exclude", "encode", "drop_last"}),
     "negatives": frozenset({"num_rows", "views", "temperature", "exclude", "counter", "device"}),
