@@ -16,15 +16,16 @@ import torch
 from negbank.samplers import batches as batch_samplers
 from negbank.samplers.batches import BatchSampler
 from negbank.samplers.negatives import (
+    Dcl,
     Emc2,
     Hardest,
+    Hcl,
     Importance,
     InBatch,
     ISogClr,
     Moco,
     NegativeCache,
     NegativeSampler,
-    Reweighted,
     SogClr,
 )
 from negbank.train import optim
@@ -106,7 +107,7 @@ def build(config: Config, *, embedder: nn.Module | None = None, splits: Splits |
     refresher = None
     task = Task(count, device, generator(seed, "negatives"), lambda: None if refresher is None else refresher.staleness)
     negatives = build_negatives(config, task)
-    if wants_snapshot(config):
+    if wants_snapshot(config, batches, negatives):
         require_factory(config.index.factory, width)
         unit = len(batches) if config.refresh.unit == "epochs" else 1
         refresher = Refresher(
@@ -223,10 +224,10 @@ def build_batches(
         encode: rows → fresh embeddings, for one that scores them.
         exclude: rows that may not be drawn for one another, for one that draws; only the row itself by default.
     """
-    options = {k: v for k, v in vars(config.batches).items() if k not in ("type", "batch_size", "score", "groups")}
+    options = {k: v for k, v in vars(config.batches).items() if k not in ("type", "batch_size", "groups")}
     if options.get("temperature", 1.0) is None:
         options["temperature"] = config.loss.temperature
-    if getattr(config.batches, "score", "bank") == "fresh":
+    if "score" in options:
         options["encode"] = encode
     if "proposal" in options:
         allowed = Exclusions(num_rows) if exclude is None else exclude  # moved to the snapshot's device by the proposal
@@ -238,7 +239,7 @@ def build_batches(
 
 
 BATCHES: dict[str, Callable[..., BatchSampler]] = {
-    "uniform": batch_samplers.Uniform,
+    "uniform": batch_samplers.UniformBatches,
     "knn": batch_samplers.Knn,
     "prosampler": batch_samplers.ProSampler,
     "spectral": batch_samplers.Spectral,
@@ -333,8 +334,12 @@ def _isogclr(config: Config, task: Task) -> NegativeSampler:
     )  # fmt: skip
 
 
-def _reweighted(config: Config, task: Task) -> NegativeSampler:
-    return Reweighted(temperature=config.loss.temperature, exclude=task.exclude, **_chosen(config))
+def _dcl(config: Config, task: Task) -> NegativeSampler:
+    return Dcl(temperature=config.loss.temperature, exclude=task.exclude, **_chosen(config))
+
+
+def _hcl(config: Config, task: Task) -> NegativeSampler:
+    return Hcl(temperature=config.loss.temperature, exclude=task.exclude, **_chosen(config))
 
 
 def _moco(config: Config, task: Task) -> NegativeSampler:
@@ -423,8 +428,8 @@ NEGATIVES: dict[str, Callable[[Config, Task], NegativeSampler]] = {
     "in_batch": _in_batch,
     "sogclr": _sogclr,
     "isogclr": _isogclr,
-    "dcl": _reweighted,
-    "hcl": _reweighted,
+    "dcl": _dcl,
+    "hcl": _hcl,
     "moco": _moco,
     "hardest": _hardest,
     "negative_cache": _negative_cache,
@@ -438,20 +443,9 @@ PROPOSALS: dict[str, Callable[..., Proposal]] = {
 }
 
 
-def wants_snapshot(config: Config) -> bool:
+def wants_snapshot(config: Config, batches: BatchSampler, negatives: NegativeSampler) -> bool:
     """Whether any sampler or ablation of the run reads the bank's index; if none does, none is built."""
-    return config.ablation.every is not None or reads_snapshot(config)
-
-
-def reads_snapshot(config: Config) -> bool:
-    """Whether the method itself does."""
-    if config.batches.type != "uniform":
-        return True
-    if config.negatives.type == "hardest" or getattr(config.negatives, "search", None) == "index":
-        return True
-    in_batch = getattr(config.negatives, "proposals", "index") == "in_batch"
-    draws = getattr(config.negatives, "draws", 0) and not (in_batch and config.negatives.score == "fresh")
-    return hasattr(config.negatives, "proposal") and bool(draws)
+    return config.ablation.every is not None or batches.reads_snapshot or negatives.reads_snapshot
 
 
 def choose_device(name: str) -> torch.device:

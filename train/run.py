@@ -28,7 +28,7 @@ import torch
 import yaml
 from negbank.train import checkpoint, memory, report
 from negbank.train.ablation import live
-from negbank.train.build import Assembly, build, reads_snapshot
+from negbank.train.build import Assembly, build
 from negbank.train.config import load, to_dict
 from negbank.train.data.images import Splits
 from negbank.train.gradient import gradient_error
@@ -234,7 +234,8 @@ class _Run:
 
         Refreshes for an ablation alone are not the method's.
         """
-        refresher = self.trainer.refresher if reads_snapshot(self.assembly.config) else None
+        read = self.trainer.batches.reads_snapshot or self.trainer.negatives.reads_snapshot
+        refresher = self.trainer.refresher if read else None
         return self.trainer.encodings + (0 if refresher is None else refresher.encodings)
 
     @contextmanager

@@ -1,8 +1,8 @@
 """One optimisation step, as the data sees it.
 
-    rows → negatives.draw(rows) → views of rows and drawn rows → one forward pass → EncodedBatch
-      (with fresh queries: views of rows → forward pass → negatives.draw(rows, queries) → a second pass for drawn rows)
-      → negatives(batch): scores, weights → surrogate loss → optimiser → bank.write → refresher.step
+    rows → negatives.draw(rows) → views of rows and the ticket's further rows → one forward pass → EncodedBatch
+      (with fresh queries: views of rows → forward pass → negatives.draw(rows, queries) → a second for further rows)
+      → negatives(batch, ticket): scores, weights → surrogate loss → optimiser → bank.write → refresher.step
 
 Negatives with a `momentum` are given keys, too: the same views by a copy of the encoder that follows it slowly,
 θ_k ← m θ_k + (1 − m) θ (He et al. 2020, eq. 2), without gradient.
@@ -115,20 +115,22 @@ class Trainer:
         """
         with self.descent.timed("data"):
             rows = torch.tensor(next(self._stream), device=self.device)
-        drawn = rows[:0]
-        if not self.negatives.fresh_queries:
-            with self.descent.timed("draw"):
-                drawn = self.negatives.draw(rows)
-        embeddings, keys = self._embed(rows, drawn)
+        step = self.step_number
         if self.negatives.fresh_queries:
+            embeddings, keys = self._embed(rows, rows[:0])
             with self.descent.timed("draw"):
                 first, second = embeddings.detach().chunk(2)
-                drawn = self.negatives.draw(rows, unit_rows(first + second))
-            if len(drawn):
-                embeddings = torch.cat((embeddings, self._embed(rows[:0], drawn)[0]))
+                ticket = self.negatives.draw(rows, step=step, queries=unit_rows(first + second))
+            if len(ticket.further):
+                embeddings = torch.cat((embeddings, self._embed(rows[:0], ticket.further)[0]))
+        else:
+            with self.descent.timed("draw"):
+                ticket = self.negatives.draw(rows, step=step)
+            embeddings, keys = self._embed(rows, ticket.further)
+        drawn = ticket.further
         batch = EncodedBatch.from_views(rows, embeddings, drawn, keys, expected(self.batches, rows))
         with self.descent.timed("negatives"):
-            negatives, info = self.negatives(batch)
+            negatives, info = self.negatives(batch, ticket)
             loss = surrogate(batch, negatives, temperature=self.temperature)
             value = info_nce(batch, temperature=self.temperature)
             self.descent.require_finite(torch.stack((loss.detach(), value))[None], rows, "loss")

@@ -4,8 +4,8 @@ import functools
 
 import pytest
 import torch
-from negbank.samplers.batches import Uniform
-from negbank.samplers.negatives import InBatch
+from negbank.samplers.batches import UniformBatches
+from negbank.samplers.negatives import InBatch, Ticket
 from negbank.train import losses
 from negbank.train.build import build, choose_device, choose_precision
 from negbank.train.config import parse
@@ -44,7 +44,7 @@ def make(negatives=None, batches=None, **options):
         module,
         images(),
         augment=lambda x, generator: x.float() / 255,
-        batches=batches or Uniform(ROWS, 10, generator=torch.Generator().manual_seed(1)),
+        batches=batches or UniformBatches(ROWS, 10, generator=torch.Generator().manual_seed(1)),
         negatives=negatives or InBatch(temperature=0.2),
         bank=EmbeddingBank(ROWS, 8),
         refresher=None,
@@ -61,9 +61,9 @@ def make(negatives=None, batches=None, **options):
 class Drawing(InBatch):
     """SimCLR that asks for three further rows a step."""
 
-    def draw(self, rows, queries=None):
+    def draw(self, rows, *, step, queries=None):
         self.queries = queries
-        return torch.tensor([row for row in range(ROWS) if row not in rows.tolist()])[:3]
+        return Ticket(step, rows, torch.tensor([row for row in range(ROWS) if row not in rows.tolist()])[:3])
 
 
 def test_a_step_encodes_views_and_drawn_rows_in_one_pass_and_writes_each_row_once():
@@ -158,7 +158,7 @@ def test_a_proposal_adapts_to_the_newest_probe():
 
 
 def test_in_batch_proposals_need_uniform_batches():
-    batches, negatives = Uniform(ROWS, 10), InBatch(temperature=0.2)
+    batches, negatives = UniformBatches(ROWS, 10), InBatch(temperature=0.2)
     batches.uniform, negatives.requires = False, "uniform"
     with pytest.raises(ValueError, match="in-batch proposals need uniform batches"):
         make(negatives, batches)

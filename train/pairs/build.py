@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable
 
 import torch
+from negbank.samplers.batches import BatchSampler
 from negbank.train import optim
 from negbank.train.build import (
     Task,
@@ -63,7 +64,7 @@ def build_pairs(
     if config.optim.warmup >= steps:
         raise ValueError(f"optim.warmup={config.optim.warmup}: the run has only {steps} steps; make it shorter")
     random = generator(seed, "negatives")
-    sides = [_side(config, num_rows, *each, len(batches), device, _spawn(random), exclude) for each in (left, right)]
+    sides = [_side(config, num_rows, *each, batches, device, _spawn(random), exclude) for each in (left, right)]
     learned = [tensor for side in sides for tensor in side.negatives.learned]
     precision = choose_precision(config.run.precision, device)
     trainer = PairTrainer(
@@ -85,21 +86,21 @@ def _side(
     num_rows: int,
     encoder: nn.Module,
     read: Read,
-    epoch: int,
+    batches: BatchSampler,
     device: torch.device,
     random: torch.Generator,
     exclude: Exclusions | None,
 ) -> Side:
-    """One side, its bank still empty; `epoch`: steps of one."""
+    """One side, its bank still empty."""
     fresh: Callable[[Tensor], Tensor] = functools.partial(encode, encoder, read)
     bank = EmbeddingBank(num_rows, fresh(torch.arange(1)).shape[1], device=device)
     negatives = build_negatives(config, Task(num_rows, device, random, lambda: None, views=1, exclude=exclude))
-    if not wants_snapshot(config):
+    if not wants_snapshot(config, batches, negatives):
         return Side(encoder, read, bank, negatives)
     require_factory(config.index.factory, bank.vectors.shape[1])
     refresher = Refresher(
         bank,
-        every=config.refresh.every * (epoch if config.refresh.unit == "epochs" else 1),
+        every=config.refresh.every * (len(batches) if config.refresh.unit == "epochs" else 1),
         mode=config.refresh.mode,
         encode=fresh,
         max_drift=config.refresh.max_drift,

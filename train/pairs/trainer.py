@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from negbank.samplers.batches import BatchSampler
-from negbank.samplers.negatives import EncodedBatch, NegativeSampler
+from negbank.samplers.negatives import EncodedBatch, NegativeSampler, Ticket
 from negbank.train.descent import Descent
 from negbank.train.losses import info_nce, surrogate
 from negbank.train.measures import mean_cosine
@@ -140,37 +140,42 @@ class PairTrainer:
         """
         with self.descent.timed("data"):
             rows = torch.tensor(next(self._stream), device=self.device)
-        asked = [rows[:0], rows[:0]]  # by each side's negatives, of the other side
+        step = self.descent.step_number
+        tickets = [Ticket(step, rows, rows[:0])] * 2  # of each side's negatives, for rows of the other side
         for way, (side, _) in enumerate(self._ways):
             if not side.negatives.fresh_queries:
                 with self.descent.timed("draw"):
-                    asked[way] = side.negatives.draw(rows, side.bank.read(rows))
-        embedded = [self._embed(side, torch.cat((rows, ids))) for (side, _), ids in zip(self._ways, asked[::-1])]
+                    tickets[way] = side.negatives.draw(rows, step=step, queries=side.bank.read(rows))
+        embedded = [
+            self._embed(side, torch.cat((rows, asked.further))) for (side, _), asked in zip(self._ways, tickets[::-1])
+        ]
         for way, (side, other) in enumerate(self._ways):
             if side.negatives.fresh_queries:
                 with self.descent.timed("draw"):
-                    asked[way] = side.negatives.draw(rows, embedded[way][: len(rows)].detach())
-                if len(asked[way]):
-                    embedded[1 - way] = torch.cat((embedded[1 - way], self._embed(other, asked[way])))
+                    queries = embedded[way][: len(rows)].detach()
+                    tickets[way] = side.negatives.draw(rows, step=step, queries=queries)
+                if len(tickets[way].further):
+                    embedded[1 - way] = torch.cat((embedded[1 - way], self._embed(other, tickets[way].further)))
         with self.descent.timed("negatives"):
-            loss, value, info = self._contrast(rows, asked, embedded)
+            loss, value, info = self._contrast(rows, tickets, embedded)
             self.descent.require_finite(torch.stack((loss.detach(), value))[None], rows, "loss")
         rate = self.descent(loss, rows)
         with self.descent.timed("bank"):
-            for (side, _), ids, found in zip(self._ways, asked[::-1], embedded):
-                side.bank.write(torch.cat((rows, ids)), found.detach(), step=self.descent.step_number)
+            for (side, _), asked, found in zip(self._ways, tickets[::-1], embedded):
+                side.bank.write(torch.cat((rows, asked.further)), found.detach(), step=self.descent.step_number)
                 self.encodings += len(found)
         return {"loss": float(value), "lr": rate, **info}
 
     def _contrast(
-        self, rows: Tensor, asked: list[Tensor], embedded: list[Tensor]
+        self, rows: Tensor, tickets: list[Ticket], embedded: list[Tensor]
     ) -> tuple[Tensor, Tensor, dict[str, float]]:
         """The surrogate, the two-way InfoNCE over the batch, and what is reported."""
         losses, values, info = [], [], {}
         for way, (side, _) in enumerate(self._ways):
-            anchors, (keys, drawn) = embedded[way][: len(rows)], embedded[1 - way].split((len(rows), len(asked[way])))
-            batch = EncodedBatch.from_pairs(rows, anchors, keys, asked[way], drawn, expected(self.batches, rows))
-            negatives, found = side.negatives(batch)
+            further = tickets[way].further
+            anchors, (keys, drawn) = embedded[way][: len(rows)], embedded[1 - way].split((len(rows), len(further)))
+            batch = EncodedBatch.from_pairs(rows, anchors, keys, further, drawn, expected(self.batches, rows))
+            negatives, found = side.negatives(batch, tickets[way])
             losses.append(surrogate(batch, negatives, temperature=self.temperature))
             values.append(info_nce(batch, temperature=self.temperature))
             info[f"{NAMES[way]}_mean_cosine"] = mean_cosine(anchors)
