@@ -44,7 +44,7 @@ def gradient_error(trainer: Trainer, *, draws: int) -> dict[str, float]:
     try:
         views = _views(trainer)
         exact = exact_gradient(trainer.embedder, views, temperature=trainer.temperature)
-        found = torch.stack([_estimate(trainer, views) for _ in range(draws)])
+        found = torch.stack([_estimate(trainer, views, trainer.step_number + draw) for draw in range(draws)])
     finally:
         trainer.embedder.train(modes)
         trainer.load_state_dict(state, None if trainer.refresher is None else trainer.refresher.snapshot)
@@ -89,13 +89,14 @@ def exact_gradient(embedder: nn.Module, views: Tensor, *, temperature: float) ->
     return cast(Tensor, total)
 
 
-def _estimate(trainer: Trainer, views: Tensor) -> Tensor:
+def _estimate(trainer: Trainer, views: Tensor, step: int) -> Tensor:
     """The surrogate's gradient (P,) for the trainer's next batch; the sampler's state, not its generator, put back."""
     negatives, before = trainer.negatives, trainer.negatives.state_dict()
     rows = torch.tensor(next(chain.from_iterable(repeat(trainer.batches))), device=trainer.device)
     embeddings = trainer.embedder(views[:, rows].flatten(0, 1)).float()
     queries = unit_rows(embeddings.detach().unflatten(0, (2, -1)).sum(0)) if negatives.fresh_queries else None
-    drawn = negatives.draw(rows, queries)
+    ticket = negatives.draw(rows, step=step, queries=queries)
+    drawn = ticket.further
     if len(drawn):
         seen = torch.randint(2, (len(drawn),)).to(views.device)
         embeddings = torch.cat((embeddings, trainer.embedder(views[seen, drawn]).float()))
@@ -104,7 +105,7 @@ def _estimate(trainer: Trainer, views: Tensor) -> Tensor:
         with torch.no_grad():
             keys = trainer.momentum_encoder.eval()(views[:, rows].flatten(0, 1)).float()
     batch = EncodedBatch.from_views(rows, embeddings, drawn, keys, expected(trainer.batches, rows))
-    loss = surrogate(batch, negatives(batch)[0], temperature=trainer.temperature)
+    loss = surrogate(batch, negatives(batch, ticket)[0], temperature=trainer.temperature)
     gradient = _flat(loss, trainer.embedder)
     after = negatives.state_dict()
     negatives.load_state_dict({**before, **{k: v for k, v in after.items() if k == "generator"}})

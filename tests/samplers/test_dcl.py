@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from lightly.loss import NTXentLoss
-from negbank.samplers.negatives import EncodedBatch, Reweighted
+from negbank.samplers.negatives import Dcl, EncodedBatch, Hcl
 from negbank.train.losses import surrogate
 from pytorch_metric_learning.losses import NTXentLoss as MetricNTXentLoss
 from pytorch_metric_learning.losses import SelfSupervisedLoss
@@ -28,9 +28,15 @@ def gradient(loss, x):
     return torch.autograd.grad(loss, x)[0]
 
 
+def make(temperature, *, concentration=0.0, **options):
+    if concentration == 0:
+        return Dcl(temperature=temperature, **options)
+    return Hcl(temperature=temperature, concentration=concentration, **options)
+
+
 def ours(x, temperature, **options):
     batch = embed(x)
-    negatives, info = Reweighted(temperature=temperature, **options)(batch)
+    negatives, info = make(temperature, **options)(batch)
     return gradient(surrogate(batch, negatives, temperature=temperature), x), negatives, info
 
 
@@ -92,7 +98,7 @@ def test_a_sharp_temperature_does_not_overflow():
     x = torch.randn(2 * B, D, generator=torch.Generator().manual_seed(0))
     x[1] = x[0]
     found = [
-        Reweighted(temperature=0.01, tau_plus=0.1, concentration=2.0)(embed(x.to(dtype)))[0].weights.double()
+        Hcl(temperature=0.01, tau_plus=0.1, concentration=2.0)(embed(x.to(dtype)))[0].weights.double()
         for dtype in (torch.float32, torch.float64)
     ]
     assert found[0].isfinite().all()
@@ -112,8 +118,14 @@ def test_excluded_rows_weigh_nothing_and_an_anchor_without_negatives_is_left_alo
 def test_bad_input_is_named():
     for options, message in [
         ({"temperature": 0}, "temperature=0"),
-        ({"temperature": 0.1, "tau_plus": 1.0}, r"tau_plus=1.0: expected \[0, 1\)"),
+        ({"temperature": 0.1, "tau_plus": 1.0}, "tau_plus=1.0: expected at least 0 and below 1"),
         ({"temperature": 0.1, "concentration": -1}, "concentration=-1"),
     ]:
         with pytest.raises(ValueError, match=message):
-            Reweighted(**options)
+            Hcl(**options)
+
+
+def test_hcl_without_concentration_is_dcl():
+    batch = embed(raw())
+    for mine, theirs in zip(Hcl(temperature=0.3, concentration=0.0)(batch)[0][:3], Dcl(temperature=0.3)(batch)[0][:3]):
+        assert torch.equal(mine, theirs)
