@@ -11,7 +11,9 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
+from zipfile import BadZipFile
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -64,6 +66,8 @@ def make(kind: str, section: Options, **supplied: Any) -> Any:
     for option in described(kind, name).options:
         if option.follows is not None and options[option.name] is None:
             options[option.name] = supplied[option.follows]
+        if option.labels and options[option.name] is not None:
+            options[option.name] = labels(f"{kind}.{option.name}", options[option.name])
         if option.section is not None and options[option.name] is not None:
             options[option.name] = _factory(option.section.kind, options[option.name], supplied)
     taken = inspect.signature(target).parameters
@@ -81,6 +85,25 @@ def _factory(kind: str, section: Any, supplied: Mapping[str, Any]) -> Any:
         return make(kind, section, **{**supplied, **late, **dict(zip(names, first)), **rest})
 
     return made
+
+
+def labels(key: str, path: str) -> Tensor:
+    """The integers (N,) of an .npy file that a key names.
+
+    Raises:
+        ValueError: for a file that is none, or of anything else.
+    """
+    remedy = "give an .npy file of integer labels (N,), as numpy.save writes it"
+    try:
+        found = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
+        raise ValueError(f"{key}={path}: not readable ({error}); {remedy}") from None
+    if not isinstance(found, np.ndarray):
+        found.close()
+        raise ValueError(f"{key}={path}: an archive of arrays; {remedy}")
+    if found.dtype.kind not in "iu":
+        raise ValueError(f"{key}={path}: holds {found.dtype}; {remedy}")
+    return torch.from_numpy(found)
 
 
 def _name(kind: str, section: Options) -> str:

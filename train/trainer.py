@@ -192,7 +192,9 @@ class Trainer:
             negatives, found = tower.negatives(batch, ticket)
             losses.append(surrogate(batch, negatives, temperature=self.temperature))
             values.append(info_nce(batch, temperature=self.temperature))
-            info["positive"] = float((batch.anchors * batch.positives).detach()[: len(rows)].sum(-1).mean())
+            mine, theirs = (encoded.embeddings[each].detach() for each in way)
+            seen = theirs[len(rows) : 2 * len(rows)] if way.anchors == way.keys else theirs[: len(rows)]
+            info["positive"] = float((mine[: len(rows)] * seen).sum(-1).mean())
             info[tower.named("mean_cosine")] = mean_cosine(batch.anchors[: len(rows)])
             info |= {tower.named(name): number for name, number in found.items()}
         return losses, values, info

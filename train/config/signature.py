@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 from negbank import bounds
-from negbank.bounds import Section, Supplied
+from negbank.bounds import Labels, Section, Supplied
 from negbank.train import registry
 from negbank.train.config.scalars import SCALARS
 
@@ -30,7 +30,8 @@ PAPER = re.compile(r"[A-Z][\w’'-]+(?: et al\.,?| (?:&|and) [A-Z]\w+)? \(?(?:19
 
 
 class Option(NamedTuple):
-    """One key: its name, type with bounds, default, help; the section it is made from; the key it follows."""
+    """One key: its name, type with bounds, default, help; the section it is made from, or of which there are several; the
+    key it follows where it is not set; whether it is a file of labels."""
 
     name: str
     annotation: Any
@@ -39,6 +40,7 @@ class Option(NamedTuple):
     section: Section | None = None
     several: bool = False
     follows: str | None = None
+    labels: bool = False
 
 
 class Signature(NamedTuple):
@@ -81,12 +83,14 @@ def _option(
     marks: list[Any] = []
     if isinstance(annotation, ast.Subscript) and ast.unparse(annotation.value) == "Annotated":
         inner, *rest = annotation.slice.elts  # type: ignore[attr-defined]
-        if any(word in ast.unparse(annotation) for word in ("Section(", "Supplied(")):
+        if any(word in ast.unparse(annotation) for word in ("Section(", "Supplied(", "Labels(")):
             marks = [scope.evaluate(each) for each in rest]
     section = next((mark for mark in marks if isinstance(mark, Section)), None)
     follows = next((mark.key for mark in marks if isinstance(mark, Supplied)), None)
     if name in supplied and section is None and follows is None:
         return None
+    if any(isinstance(mark, Labels) for mark in marks):
+        return Option(name, SCALARS["str"] | None, None, f"{text} A .npy file of them.", labels=True)
     try:
         value = REQUIRED if default is None else ast.literal_eval(default)
         if section is not None:
