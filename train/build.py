@@ -104,20 +104,17 @@ def build(config: Config, *, embedder: nn.Module | None = None, splits: Splits |
 
     batches = build_batches(config, count, encode)
     refresher = None
-    task = Task(count, device, generator(seed, "negatives"), lambda: None if refresher is None else refresher.staleness)
+    task = Task(count, device, generator(seed, "negatives"), lambda: None if refresher is None else refresher.probe)
     negatives = build_negatives(config, task)
     if wants_snapshot(config):
         require_factory(config.index.factory, width)
-        unit = len(batches) if config.refresh.unit == "epochs" else 1
+        counted = encode if reads_snapshot(config) else functools.partial(inference.embeddings, splits.train)
         refresher = Refresher(
             bank,
-            every=config.refresh.every * unit,
-            mode=config.refresh.mode,
-            encode=functools.partial(inference.embeddings, splits.train),
-            max_drift=config.refresh.max_drift,
-            measure=staleness_probe(config, count, negatives.fresh_queries),
-            check_every=config.refresh.check_every,
-            probe_rows=config.refresh.probe_rows,
+            **vars(config.refresh),
+            epoch=len(batches),
+            encode=counted,  # refreshes for an ablation alone are not the method's
+            measure=staleness_probe(config, count, negatives.fresh_queries, counted),
             factory=config.index.factory,
             target_recall=config.index.target_recall,
             seed=seed,
@@ -280,14 +277,14 @@ Staleness = Callable[[], Probe | None]
 
 
 def staleness_probe(
-    config: Config, num_rows: int, fresh_queries: bool
-) -> Callable[[Snapshot, Callable[[Tensor], Tensor], int], Probe] | None:
+    config: Config, num_rows: int, fresh_queries: bool, encode: Callable[[Tensor], Tensor]
+) -> Callable[[Snapshot, int], Probe] | None:
     """What the refresher measures for proposals that adapt; None where none does."""
     if not getattr(getattr(config.negatives, "proposal", None), "adapt", False):
         return None
     seed = generator(config.run.seed, "negatives").initial_seed()
 
-    def probe(snapshot: Snapshot, encode: Callable[[Tensor], Tensor], step: int) -> Probe:
+    def probe(snapshot: Snapshot, step: int) -> Probe:
         random = torch.Generator().manual_seed(seed + step)  # of the step alone: nothing to resume
         every = torch.arange(num_rows, device=snapshot.vectors.device) if snapshot.rows is None else snapshot.rows
         rows = every[torch.randperm(len(every), generator=random)[: config.refresh.probe_rows // 4].to(every.device)]

@@ -28,7 +28,7 @@ import torch
 import yaml
 from negbank.train import checkpoint, memory, report
 from negbank.train.ablation import live
-from negbank.train.build import Assembly, build, reads_snapshot
+from negbank.train.build import Assembly, build
 from negbank.train.config import load, to_dict
 from negbank.train.data.images import Splits
 from negbank.train.gradient import gradient_error
@@ -230,12 +230,8 @@ class _Run:
         tqdm.write(f"step {self.trainer.step_number}: {shown}")
 
     def _encodings(self) -> int:
-        """Encoder forward passes of single images so far: views, drawn rows, momentum keys, and refreshes.
-
-        Refreshes for an ablation alone are not the method's.
-        """
-        refresher = self.trainer.refresher if reads_snapshot(self.assembly.config) else None
-        return self.trainer.encodings + (0 if refresher is None else refresher.encodings)
+        """Encoder forward passes of single images so far: views, drawn rows, momentum keys, and refreshes."""
+        return self.trainer.encodings
 
     @contextmanager
     def _named(self) -> Iterator[None]:

@@ -99,11 +99,11 @@ class Trainer:
         if self.refresher is None:
             return None
         with self.descent.timed("refresh"):
-            before = self.refresher.staleness
+            before = self.refresher.probe
             report = self.refresher.step(self.step_number)
             if report is not None and report.swapped:
                 self._swap(self.refresher.snapshot)
-            elif self.refresher.staleness is not before and self.refresher.snapshot is not None:
+            elif self.refresher.probe is not before and self.refresher.snapshot is not None:
                 self.negatives.update(self.refresher.snapshot)
         return report
 

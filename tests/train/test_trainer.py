@@ -143,15 +143,15 @@ def test_a_proposal_adapts_to_the_newest_probe():
     )
     trainer = assembly.trainer
     trainer.refresh()
-    first = trainer.refresher.staleness
+    first = trainer.refresher.probe
     proposals = [trainer.negatives._index._proposal]
     for _ in range(5):
         trainer.step()
         trainer.refresh()
-    assert trainer.refresher.staleness is not first
+    assert trainer.refresher.probe is not first
     proposals.append(trainer.negatives._index._proposal)
     assert proposals[0] is not proposals[1]
-    expected = HeadTail(trainer.refresher.snapshot, 8, 0.1, adapt=True, probe=trainer.refresher.staleness)
+    expected = HeadTail(trainer.refresher.snapshot, 8, 0.1, adapt=True, probe=trainer.refresher.probe)
     assert (proposals[1].temperature, proposals[1].floor, proposals[1].tail) == (
         expected.temperature, expected.floor, expected.tail,
     )  # fmt: skip

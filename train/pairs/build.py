@@ -54,16 +54,19 @@ def build_pairs(
     device, seed = choose_device(config.run.device), config.run.seed
     encoders = nn.ModuleList([left[0], right[0]]).to(device)
 
-    def scored(rows: Tensor) -> Tensor:
+    def counted(encoder: nn.Module, read: Read, rows: Tensor) -> Tensor:
         trainer.encodings += len(rows)
-        return encode(*left, rows)
+        return encode(encoder, read, rows)
 
-    batches = build_batches(config, num_rows, scored, exclude)
+    batches = build_batches(config, num_rows, functools.partial(counted, *left), exclude)
     steps = config.run.steps or config.run.epochs * len(batches)  # type: ignore[operator]
     if config.optim.warmup >= steps:
         raise ValueError(f"optim.warmup={config.optim.warmup}: the run has only {steps} steps; make it shorter")
     random = generator(seed, "negatives")
-    sides = [_side(config, num_rows, *each, len(batches), device, _spawn(random), exclude) for each in (left, right)]
+    sides = [
+        _side(config, num_rows, *each, functools.partial(counted, *each), len(batches), device, _spawn(random), exclude)
+        for each in (left, right)
+    ]
     learned = [tensor for side in sides for tensor in side.negatives.learned]
     precision = choose_precision(config.run.precision, device)
     trainer = PairTrainer(
@@ -85,26 +88,23 @@ def _side(
     num_rows: int,
     encoder: nn.Module,
     read: Read,
+    counted: Callable[[Tensor], Tensor],
     epoch: int,
     device: torch.device,
     random: torch.Generator,
     exclude: Exclusions | None,
 ) -> Side:
     """One side, its bank still empty; `epoch`: steps of one."""
-    fresh: Callable[[Tensor], Tensor] = functools.partial(encode, encoder, read)
-    bank = EmbeddingBank(num_rows, fresh(torch.arange(1)).shape[1], device=device)
+    bank = EmbeddingBank(num_rows, encode(encoder, read, torch.arange(1)).shape[1], device=device)
     negatives = build_negatives(config, Task(num_rows, device, random, lambda: None, views=1, exclude=exclude))
     if not wants_snapshot(config):
         return Side(encoder, read, bank, negatives)
     require_factory(config.index.factory, bank.vectors.shape[1])
     refresher = Refresher(
         bank,
-        every=config.refresh.every * (epoch if config.refresh.unit == "epochs" else 1),
-        mode=config.refresh.mode,
-        encode=fresh,
-        max_drift=config.refresh.max_drift,
-        check_every=config.refresh.check_every,
-        probe_rows=config.refresh.probe_rows,
+        **vars(config.refresh),
+        epoch=epoch,
+        encode=counted,
         factory=config.index.factory,
         target_recall=config.index.target_recall,
         seed=config.run.seed,

@@ -124,9 +124,7 @@ class PairTrainer:
             report = None
             if side.refresher is not None:
                 with self.descent.timed("refresh"):
-                    before = side.refresher.encodings
                     report = side.refresher.step(self.descent.step_number)
-                    self.encodings += side.refresher.encodings - before
                     if report is not None and report.swapped:
                         self._swap(side, side.refresher.snapshot)
             reports.append(report)
