@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -69,8 +69,7 @@ def folder(path: Path, about: dict[str, Any], *, replace: bool = False) -> Itera
     try:
         yield draft
         files = sorted(file for file in draft.rglob("*") if file.is_file())
-        digests = {file.relative_to(draft).as_posix(): checksum(file) for file in files}
-        (draft / MANIFEST).write_text(json.dumps({**about, "sha256": digests}, indent=1))
+        seal(draft, about, [file.relative_to(draft).as_posix() for file in files])
         for each in (*draft.rglob("*"), draft):
             sync(each)
         if path.exists():
@@ -82,19 +81,33 @@ def folder(path: Path, about: dict[str, Any], *, replace: bool = False) -> Itera
     sync(path.parent)
 
 
+def seal(path: Path, about: dict[str, Any], names: Iterable[str]) -> None:
+    """Write the manifest of a folder that was filled in place: what it is, and the checksums of these files in it."""
+    write(path / MANIFEST, json.dumps({**about, "sha256": {name: checksum(path / name) for name in names}}, indent=1))
+
+
+def told(path: Path) -> dict[str, Any]:
+    """What a folder's manifest says, its files unseen.
+
+    Raises:
+        DamagedError: when it cannot be read.
+    """
+    try:
+        return dict(json.loads((path / MANIFEST).read_text()))
+    except (OSError, TypeError, ValueError) as error:
+        raise DamagedError(f"{path / MANIFEST}: not readable ({error})") from None
+
+
 def manifest(path: Path) -> dict[str, Any]:
     """What a folder's manifest says, once every file in it was found to be what was written.
 
     Raises:
         DamagedError: naming the file that is missing or changed.
     """
-    try:
-        found = dict(json.loads((path / MANIFEST).read_text()))
-        digests = dict(found["sha256"])
-    except KeyError:
-        raise DamagedError(f"{path / MANIFEST}: holds no checksums") from None
-    except (OSError, TypeError, ValueError) as error:
-        raise DamagedError(f"{path / MANIFEST}: not readable ({error})") from None
+    found = told(path)
+    digests = found.get("sha256")
+    if not isinstance(digests, dict):
+        raise DamagedError(f"{path / MANIFEST}: holds no checksums")
     for name, digest in digests.items():
         if not (path / name).is_file():
             raise DamagedError(f"{path / name}: missing")

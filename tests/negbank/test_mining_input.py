@@ -142,7 +142,7 @@ def test_a_damaged_result_is_refused(tmp_path):
     mine_hard_negatives(QUERIES, CORPUS, out=tmp_path / "r")
     path = tmp_path / "r" / "scores.npy"
     path.write_bytes(path.read_bytes()[:-4])
-    with pytest.raises(DamagedResultError, match=r"scores.npy: missing or changed"):
+    with pytest.raises(DamagedResultError, match=r"scores.npy: its checksum differs"):
         MiningResult.load(tmp_path / "r")
     manifest = tmp_path / "r" / "manifest.json"
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format": 7}))
@@ -154,7 +154,7 @@ def test_a_damaged_result_is_refused(tmp_path):
 
 def test_an_output_folder_that_cannot_be_written_is_refused_before_any_work(tmp_path, monkeypatch):
     worked: list[int] = []
-    monkeypatch.setattr("negbank.mining.miner.Miner.part", lambda *a: worked.append(1))
+    monkeypatch.setattr("negbank.mining.mine.Miner.part", lambda *a: worked.append(1))
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match=r"out=.*cannot be written .* choose another folder"):
         mine_hard_negatives(QUERIES, CORPUS, out=tmp_path / "file" / "r")
