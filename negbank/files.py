@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -75,8 +75,7 @@ def folder(path: Path, about: dict[str, Any], *, replace: bool = False) -> Itera
     try:
         yield draft
         files = sorted(file for file in draft.rglob("*") if file.is_file())
-        digests = {file.relative_to(draft).as_posix(): checksum(file) for file in files}
-        (draft / MANIFEST).write_text(sealed({**about, "sha256": digests}))
+        seal(draft, about, [file.relative_to(draft).as_posix() for file in files])
         for each in (*draft.rglob("*"), draft):
             sync(each)
         if path.exists():
@@ -92,25 +91,40 @@ def folder(path: Path, about: dict[str, Any], *, replace: bool = False) -> Itera
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def manifest(path: Path) -> dict[str, Any]:
-    """What a folder's manifest says, once it and every file in it were found to be what was written.
+def seal(path: Path, about: dict[str, Any], names: Iterable[str]) -> None:
+    """Write the manifest of a folder that was filled in place: what it is, and the checksums of these files in it."""
+    write(path / MANIFEST, sealed({**about, "sha256": {name: checksum(path / name) for name in names}}))
+
+
+def told(path: Path) -> dict[str, Any]:
+    """What a folder's manifest says, once it was found to be what was written; its files unseen.
 
     Raises:
-        DamagedError: naming the file that is missing or changed.
+        DamagedError: when it cannot be read, or was changed.
     """
     _put_back(path)
     try:
         text = (path / MANIFEST).read_text()
         found = dict(json.loads(text))
-        digests = dict(found["sha256"])
-    except KeyError:
-        raise DamagedError(f"{path / MANIFEST}: holds no checksums") from None
     except (OSError, TypeError, ValueError) as error:
         raise DamagedError(f"{path / MANIFEST}: not readable ({error})") from None
     if found.pop(SEAL, None) is None:
         raise DamagedError(f"{path / MANIFEST}: holds no checksum of itself")
     if sealed(found) != text:
         raise DamagedError(f"{path / MANIFEST}: its checksum differs from what it says")
+    return found
+
+
+def manifest(path: Path) -> dict[str, Any]:
+    """What a folder's manifest says, once it and every file in it were found to be what was written.
+
+    Raises:
+        DamagedError: naming the file that is missing or changed.
+    """
+    found = told(path)
+    digests = found.get("sha256")
+    if not isinstance(digests, dict):
+        raise DamagedError(f"{path / MANIFEST}: holds no checksums")
     for name, digest in digests.items():
         if not (path / name).is_file():
             raise DamagedError(f"{path / name}: missing")

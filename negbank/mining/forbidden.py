@@ -5,15 +5,56 @@ D_i = {0..N−1} − positives(i) − own(i) − excluded(i) − {j : label(j) =
 
 from __future__ import annotations
 
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from negbank.mining.positives import Csr, csr
-
 NO_GROUP = -1
+
+
+class Csr(NamedTuple):
+    """Ragged rows: row i is values[indptr[i] : indptr[i + 1]]."""
+
+    indptr: np.ndarray
+    values: np.ndarray
+
+    @property
+    def counts(self) -> np.ndarray:
+        """Values of each row."""
+        return np.diff(self.indptr)
+
+    @property
+    def rows(self) -> np.ndarray:
+        """The row of each value."""
+        return np.repeat(np.arange(len(self.indptr) - 1), self.counts)
+
+    def part(self, start: int, stop: int) -> Csr:
+        """Rows start..stop−1."""
+        inside = self.indptr[start : stop + 1]
+        return Csr(inside - inside[0], self.values[inside[0] : inside[-1]])
+
+    def places(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Of all values of rows (r,), one row after the other: which of the r it belongs to, and its place here."""
+        some = offsets(self.counts[rows])
+        owner = np.repeat(np.arange(len(rows)), np.diff(some))
+        return owner, np.arange(some[-1]) + (self.indptr[rows] - some[:-1])[owner]
+
+
+def offsets(counts: np.ndarray) -> np.ndarray:
+    """0 and the running sum of counts."""
+    return np.concatenate(([0], np.cumsum(counts)))
+
+
+def csr(rows: np.ndarray, values: np.ndarray, count: int) -> Csr:
+    """CSR of `count` rows from pairs, each pair once, in the order of its first appearance."""
+    order = np.lexsort((np.arange(len(rows)), values, rows))
+    first = np.ones(len(rows), dtype=bool)
+    first[1:] = (np.diff(rows[order]) != 0) | (np.diff(values[order]) != 0)
+    kept = np.sort(order[first])
+    kept = kept[np.argsort(rows[kept], kind="stable")]
+    return Csr(offsets(np.bincount(rows[kept], minlength=count)), values[kept].astype(np.int64))
 
 
 class Forbidden:
@@ -29,41 +70,30 @@ class Forbidden:
         self, listed: list[Csr], query_groups: np.ndarray | None, corpus_groups: np.ndarray | None, rows: int
     ) -> None:
         count = len(listed[0].indptr) - 1
-        anchors = np.concatenate([np.repeat(np.arange(count), np.diff(c.indptr)) for c in listed])
-        united = csr(anchors, np.concatenate([c.values for c in listed]), count)
-        self._indptr, self._rows = united.indptr, rows
-        anchors = np.repeat(np.arange(count), np.diff(united.indptr))
-        self._keys = np.sort(anchors * rows + united.values)  # every pair as one number
+        keys = np.unique(np.concatenate([each.rows * rows + each.values for each in listed]))  # a pair as one number
+        self._listed = Csr(np.searchsorted(keys, np.arange(count + 1) * rows), keys % rows)
+        self._keys, self._rows = np.append(keys, np.iinfo(np.int64).max), rows
         self._query_groups, self._corpus_groups = query_groups, corpus_groups
-        self._sizes: np.ndarray | None = None
+        self._sizes = np.zeros(count, dtype=np.int64)  # of each query's group, in the corpus
         if query_groups is not None and corpus_groups is not None:
-            labels, sizes = np.unique(corpus_groups[corpus_groups != NO_GROUP], return_counts=True)
-            at = np.searchsorted(labels, query_groups).clip(max=max(0, len(labels) - 1))
-            found = (labels[at] == query_groups) & (query_groups != NO_GROUP) if len(labels) else at < 0
-            self._sizes = np.where(found, sizes[at] if len(labels) else 0, 0)
+            labels, sizes = np.unique(corpus_groups, return_counts=True)
+            at = np.searchsorted(labels, query_groups).clip(max=len(labels) - 1)
+            self._sizes = np.where((labels[at] == query_groups) & (query_groups != NO_GROUP), sizes[at], 0)
 
     def most(self, queries: np.ndarray) -> int:
         """An upper bound of the rows forbidden to any of the queries (b,)."""
-        listed = int((self._indptr[queries + 1] - self._indptr[queries]).max(initial=0))
-        return listed + (0 if self._sizes is None else int(self._sizes[queries].max(initial=0)))
+        return int(self._listed.counts[queries].max(initial=0)) + int(self._sizes[queries].max(initial=0))
 
     def mask(self, queries: np.ndarray) -> Mask:
         """What is forbidden to queries (b,), to be looked up by runs of rows."""
-        indptr = np.concatenate(([0], np.cumsum(self._indptr[queries + 1] - self._indptr[queries])))
-        place = np.arange(indptr[-1]) + np.repeat(self._indptr[queries] - indptr[:-1], np.diff(indptr))
-        return Mask(
-            np.repeat(np.arange(len(queries)), np.diff(indptr)),
-            self._keys[place] % self._rows,
-            None if self._query_groups is None else self._query_groups[queries],
-            self._corpus_groups,
-        )
+        owner, place = self._listed.places(queries)
+        ours = None if self._query_groups is None else self._query_groups[queries]
+        return Mask(owner, self._listed.values[place], ours, self._corpus_groups)
 
     def allowed(self, queries: np.ndarray, positions: np.ndarray) -> np.ndarray:
         """Whether positions (b, n) lie in D_i of queries (b,): (b, n) bool; −1 never does."""
         keys = queries[:, None] * self._rows + positions
-        at = np.searchsorted(self._keys, keys).clip(max=max(0, len(self._keys) - 1))
-        listed = self._keys[at] == keys if len(self._keys) else np.zeros(keys.shape, dtype=bool)
-        free = (positions >= 0) & ~listed
+        free = (positions >= 0) & (self._keys[np.searchsorted(self._keys, keys)] != keys)
         if self._query_groups is not None and self._corpus_groups is not None:
             ours = self._query_groups[queries][:, None]
             free &= (ours == NO_GROUP) | (self._corpus_groups[positions] != ours)
@@ -90,42 +120,3 @@ class Mask:
             ours = torch.from_numpy(self._ours).to(products.device)[:, None]
             theirs = torch.from_numpy(self._theirs[row:stop]).to(products.device)
             products.masked_fill_((ours == theirs) & (ours != NO_GROUP), -torch.inf)
-
-
-def read_groups(
-    groups: Any, queries: int, rows: int, *, same: bool
-) -> tuple[np.ndarray, np.ndarray] | tuple[None, None]:
-    """Labels of queries (Q,) and of corpus rows (N,) as int64.
-
-    Args:
-        groups: (N,) labels where queries and corpus are the same rows, else a pair (query labels, corpus labels);
-            integers, of which a negative one is no group, or strings; None for no groups.
-        queries, rows: Q and N.
-        same: queries and corpus are the same rows, or pairs in the same order.
-
-    Raises:
-        ValueError: for one list of labels where two are needed, or lengths or types that do not fit.
-    """
-    if groups is None:
-        return None, None
-    pair = isinstance(groups, tuple) and len(groups) == 2 and all(np.ndim(_labels(g)) == 1 for g in groups)
-    if not pair and not same:
-        raise ValueError(
-            "groups: queries are not the corpus here; give a pair (labels of queries, labels of the corpus)"
-        )
-    ours, theirs = (_labels(g) for g in (groups if pair else (groups, groups)))
-    if ours.shape != (queries,) or theirs.shape != (rows,):
-        raise ValueError(
-            f"groups: labels of shapes {ours.shape} and {theirs.shape}, expected ({queries},) and ({rows},)"
-        )
-    kinds = {ours.dtype.kind, theirs.dtype.kind}
-    if kinds <= {"i", "u"}:
-        return np.maximum(ours.astype(np.int64), NO_GROUP), np.maximum(theirs.astype(np.int64), NO_GROUP)
-    if kinds != {"U"}:
-        raise ValueError(f"groups: labels of types {ours.dtype} and {theirs.dtype}; expected integers or strings")
-    _, codes = np.unique(np.concatenate((ours, theirs)), return_inverse=True)
-    return codes[:queries], codes[queries:]
-
-
-def _labels(labels: Any) -> np.ndarray:
-    return labels.cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)

@@ -1,66 +1,60 @@
 """`mine_hard_negatives`: embeddings in, hard negatives out.
 
 For every query: the best `range_max` rows of D_i (what may be a negative at all, forbidden.py) by exact or index
-search, their scores, the filters and the choice among what passes (rules.py). Queries are worked on in parts,
-independent of each other, so that neither their size nor who computes them shows in the result.
+search, their scores (scores.py), the filters and the choice among what passes (rules.py). Queries are worked on in
+parts, independent of each other, so that neither their size nor who computes them shows in the result.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
 from tqdm import tqdm
 
-from negbank.index import FaissIndex, Index
+from negbank.bounds import Count, Gt, Le, checked
+from negbank.bounds import Positive as Positive_
 from negbank.mining import parts
-from negbank.mining.budget import parse_size, plan
-from negbank.mining.candidates import RUN
-from negbank.mining.expected import index_pays
-from negbank.mining.inputs import Work, check_inputs, open_inputs
-from negbank.mining.miner import Miner, Rescore, sample_of
-from negbank.mining.near import bound_of
-from negbank.mining.positives import Positives
-from negbank.mining.result import MiningResult, assembled
+from negbank.mining.budget import index_pays, parse_size, plan
+from negbank.mining.candidates import RUN, Finder, Rescore, build_index
+from negbank.mining.choice import choose, padded
+from negbank.mining.inputs import IdsLike, Positives, Work, open_inputs
+from negbank.mining.result import MiningResult
 from negbank.mining.rows import Source
-from negbank.mining.rules import Rules
-from negbank.mining.search import half_is_fast
+from negbank.mining.rules import Finite, Rank, Reference, Rules, Shortfall, Strategy
+from negbank.mining.scores import EXACT
 from negbank.snapshot import Snapshot
 
-TARGET_RECALL = 0.99
 
-
+@checked
 def mine_hard_negatives(
     queries: Source | None,
     corpus: Source | Snapshot,
     positives: Positives = None,
     *,
-    num_negatives: int = 3,
-    range_min: int = 0,
+    num_negatives: Count = 3,
+    range_min: Rank = 0,
     range_max: int | None = None,
-    absolute_margin: float | None = None,
-    relative_margin: float | None = None,
-    min_score: float | None = None,
-    max_score: float | None = None,
-    positive_reference: str = "min",
-    sampling_strategy: str = "top",
-    temperature: float = 0.05,
+    absolute_margin: Finite | None = None,
+    relative_margin: Finite | None = None,
+    min_score: Finite | None = None,
+    max_score: Finite | None = None,
+    positive_reference: Reference = "min",
+    sampling_strategy: Strategy = "top",
+    temperature: Positive_ = 0.05,
     exclude: Any = None,
     groups: Any = None,
-    dedupe: str = "id",
-    near: float = 0.95,
+    dedupe: Literal["id", "exact", "near"] = "id",
+    near: Annotated[float, Gt(-1), Le(1)] = 0.95,
     rescore: Rescore | None = None,
     exact: bool = True,
     index: str | None = None,
-    shortfall: str = "short",
-    query_ids: Sequence[int] | Sequence[str] | np.ndarray | Tensor | None = None,
-    corpus_ids: Sequence[int] | Sequence[str] | np.ndarray | Tensor | None = None,
-    query_batch: int | None = None,
+    shortfall: Shortfall = "short",
+    query_ids: IdsLike | None = None,
+    corpus_ids: IdsLike | None = None,
+    query_batch: Count | None = None,
     memory_budget: int | str | None = None,
     out: str | Path | None = None,
     seed: int = 0,
@@ -123,113 +117,86 @@ def mine_hard_negatives(
 
     The margins and their defaults follow NV-Retriever (Moreira et al. 2024, arXiv:2407.15831).
     """
-    rules = Rules(
-        num_negatives, range_min, range_max or range_min + num_negatives, absolute_margin, relative_margin, min_score,
-        max_score, positive_reference, sampling_strategy, temperature, shortfall, seed,
-    )  # fmt: skip
-    if range_max is not None:
-        rules = rules._replace(range_max=range_max)
+    given = locals()
+    rules = Rules(**{name: given[name] for name in Rules._fields})
+    if range_max is None:
+        rules = rules._replace(range_max=range_min + num_negatives)
     rules.check()
-    bound = bound_of(dedupe, near)
-    if query_batch is not None and query_batch < 1:
-        raise ValueError(f"query_batch={query_batch}: expected at least 1")
+    bound = {"id": None, "exact": EXACT, "near": near}[dedupe]
     budget = None if memory_budget is None else parse_size(memory_budget)
     work = open_inputs(queries, corpus, positives, query_ids, corpus_ids, exclude, groups, index)
+    count = len(work.query_ids)
     if range_max is None:
-        choosy = rules.margins or bound is not None or sampling_strategy != "top"
-        choosy = choosy or min_score is not None or max_score is not None or rescore is not None
-        most = int(np.diff(work.positives.indptr).max(initial=0))
+        choosy = rules.margins or bound is not None or sampling_strategy != "top" or rescore is not None
+        choosy = choosy or min_score is not None or max_score is not None
+        most = int(work.positives.counts.max(initial=0))
         rules = rules._replace(range_max=range_min + num_negatives * (10 if choosy else 1) + most)
     depth = min(rules.range_max, len(work.corpus))
-    digest = check_inputs(work, out is not None)
-    kept = 0 if out is not None else 2 * len(work.query_ids) * (depth * 9 + num_negatives * 9 + 64)
-    sizes = plan(
-        budget, len(work.query_ids), len(work.corpus), work.corpus.dim, depth, kept, query_batch, bound is not None
-    )
+    digest = work.check(digest=out is not None)
+    kept = 0 if out is not None else 2 * count * (depth * 9 + num_negatives * 9 + 64)
+    sizes = plan(budget, count, len(work.corpus), work.corpus.dim, depth, kept, query_batch, bound is not None)
     rank, size = parts.world()
-    width = min(sizes.queries, math.ceil(len(work.query_ids) / size))
+    width = min(sizes.queries, math.ceil(count / size))
     if work.searched is not None or index not in (None, "exact"):
         width = RUN * math.ceil(width / RUN)
     folder = None
     if out is not None:
         told = {**rules._asdict(), "dedupe": dedupe, "near": near, "exact": exact, "index": index, "inputs": digest}
-        folder = _folder(Path(out), {**told, "rescore": rescore is not None}, width)
+        folder = parts.open_folder(Path(out), {**told, "rescore": rescore is not None}, width)
         if folder.complete:
             return MiningResult.load(folder.path)
         width = folder.part_queries
-    searched = work.searched or _build_index(index, work, depth, seed)
+    searched = work.searched
+    if index not in (None, "exact"):
+        if len(work.corpus) < 2:
+            raise ValueError(f"index={index!r}: a corpus of {len(work.corpus)} row(s) needs no index; use 'exact'")
+        if index != "auto" or work.corpus.device.type != "cpu" or index_pays(count, len(work.corpus)):
+            searched = build_index(str(index), work, depth, seed)
     if searched is None or bound is not None:
         work.corpus.settle(sizes.resident)
-    miner = Miner(work, rules, bound, rescore, exact, searched, sizes, depth)
-    total = math.ceil(len(work.query_ids) / width)
+    miner = Miner(work, rules, Finder(work, searched, depth, bound, rescore, exact, sizes))
+    total = math.ceil(count / width)
     numbers = range(rank, total, size)
 
-    with tqdm(total=len(work.query_ids), desc="mining", unit=" queries", disable=not progress or rank > 0) as bar:
+    with tqdm(total=count, desc="mining", unit=" queries", disable=not progress or rank > 0) as bar:
 
         def make(number: int) -> parts.Part:
-            stop = min((number + 1) * width, len(work.query_ids))
+            stop = min((number + 1) * width, count)
             part = miner.part(number * width, stop)
             bar.update((stop - number * width) * min(size, total))
             return part
 
-        manifest = {
-            "rules": rules._asdict(),
-            "depth": depth,
-            "queries": len(work.query_ids),
-            "rows": len(work.corpus),
-            "recall": None if searched is None else miner.recall(seed),
+        about = {"rules": rules._asdict(), "depth": depth, "queries": count, "rows": len(work.corpus)}
+        about["recall"] = miner.finder.recall(seed)
+        constant = {
+            "positive_indptr": work.positives.indptr,
+            "positives": miner.finder.compact(work.positives.values),
+            "query_ids": work.query_ids.values,
+            "corpus_ids": work.corpus_ids.values,
         }
-        constant = {"positive_indptr": work.positives.indptr, "positives": miner.compact(work.positives.values)}
-        for name, ids in (("query_ids", work.query_ids), ("corpus_ids", work.corpus_ids)):
-            if ids.values is not None:
-                constant[name] = ids.values
+        known = {name: values for name, values in constant.items() if values is not None}
         if folder is None:
-            return assembled(parts.in_memory(numbers, make, total), constant, manifest)
+            arrays, sums = parts.in_memory(numbers, make, total)
+            return MiningResult({**known, **arrays}, {**about, **sums})
         for number in folder.missing(numbers):
             folder.put(number, make(number))
-        _together(lambda: folder.finish(total, constant, manifest))
+        parts.together(lambda: folder.finish(total, known, about))
         return MiningResult.load(folder.path)
 
 
-def _build_index(index: str | None, work: Work, depth: int, seed: int) -> Index | None:
-    """An index over the corpus, tuned on a sample of the queries themselves: they may lie unlike the rows."""
-    if index in (None, "exact"):
-        return None
-    corpus, forbidden = work.corpus, work.forbidden.most(np.arange(len(work.query_ids)))
-    if len(corpus) < 2:
-        raise ValueError(f"index={index!r}: a corpus of {len(corpus)} row(s) needs no index; use 'exact'")
-    cpu = corpus.device.type == "cpu"
-    if index == "auto" and cpu and not index_pays(len(work.query_ids), len(corpus), half_is_fast()):
-        return None
-    corpus.settle(len(corpus) * corpus.dim * 4)
-    built = FaissIndex(
-        corpus.block(0, len(corpus)), factory=str(index), target_recall=TARGET_RECALL, recall_at=depth, seed=seed
-    )
-    if built.report.factory == "Flat":
-        return None
-    queries = work.queries.take(torch.from_numpy(sample_of(len(work.query_ids), seed)))
-    built.tune(queries, min(2 * depth, depth + forbidden), TARGET_RECALL)
-    return built
+class Miner(NamedTuple):
+    """Mines parts: runs of queries, each searched, scored, compared, chosen from and padded by itself."""
 
+    work: Work
+    rules: Rules
+    finder: Finder
 
-def _folder(path: Path, run: dict[str, Any], width: int) -> parts.Folder:
-    made: list[parts.Folder] = []
-    _together(lambda: made.append(parts.Folder(path, run, width)))
-    return made[0] if made else parts.Folder(path, run, width)
-
-
-def _together(action: Callable[[], None]) -> None:
-    """Have process 0 act when all have come this far; the others wait, and fail where it fails."""
-    rank, size = parts.world()
-    if size > 1:
-        torch.distributed.barrier()
-    error: list[Exception | None] = [None]
-    if rank == 0:
-        try:
-            action()
-        except (ValueError, OSError) as found:
-            error[0] = found
-    if size > 1:
-        torch.distributed.broadcast_object_list(error, src=0)
-    if error[0] is not None:
-        raise error[0]
+    def part(self, start: int, stop: int) -> parts.Part:
+        """Everything of queries start..stop−1."""
+        work, rules = self.work, self.rules
+        known = self.finder.candidates(start, stop)
+        chosen = choose(known, rules, work.query_ids, work.corpus_ids)
+        if rules.shortfall == "pad_random":
+            chosen = padded(chosen, known, rules, self.finder, work)
+        made = {**known.arrays(), **chosen.arrays(), "rejects": chosen.rejects}
+        return {parts.COUNTS.get(name, name): np.diff(v) if name in parts.COUNTS else v for name, v in made.items()}

@@ -1,32 +1,33 @@
 """Finished parts of a run: kept in memory or streamed to a folder, put together at the end, resumed after a stop.
 
-A part holds everything of a run of queries; it is written under another name and renamed, so that a part that is there
-is whole. The folder's manifest says which run it belongs to. With several processes each works on every W-th part.
+A part holds everything of a run of queries, as arrays by name. The folder's manifest says which run it belongs to. With
+several processes each works on every W-th part. A result is the arrays of all parts, in a folder of the same kind.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 
-from negbank.files import checksum, sync
+from negbank import files
+from negbank.files import DamagedError
+from negbank.mining.forbidden import offsets
 
 FORMAT = 1
-MANIFEST = "manifest.json"
 Part = dict[str, np.ndarray]
-OFFSETS = {"candidate_counts": "candidate_indptr", "pair_counts": "pair_indptr", "counts": "indptr"}
-"""Counts a row, which become offsets when parts are put together."""
+COUNTS = {"candidate_indptr": "candidate_counts", "pair_indptr": "pair_counts", "indptr": "counts"}
+"""Offsets of a result, of which a part holds the counts."""
+OFFSETS = {counts: indptr for indptr, counts in COUNTS.items()}
 SUMS = ("rejects",)
 
 
-class DamagedResultError(ValueError):
+class DamagedResultError(DamagedError):
     """A saved mining result whose files are missing, changed, or of another format."""
 
 
@@ -37,32 +38,49 @@ def world() -> tuple[int, int]:
     return 0, 1
 
 
-def joined(parts: list[Part]) -> dict[str, np.ndarray]:
-    """The parts, in order, as whole arrays; the parts are emptied on the way, so that little is held twice."""
-    whole = {}
-    for name in list(parts[0]):
-        values = [part.pop(name) for part in parts]
-        if name in SUMS:
-            whole[name] = np.sum(values, axis=0)
-        else:
-            together = np.concatenate(values)
-            whole[OFFSETS.get(name, name)] = offsets(together) if name in OFFSETS else together
-    return whole
+def together(action: Callable[[], None]) -> None:
+    """Have process 0 act when all have come this far; the others wait, and fail where it fails."""
+    rank, size = world()
+    if size > 1:
+        torch.distributed.barrier()
+    error: list[Exception | None] = [None]
+    if rank == 0:
+        try:
+            action()
+        except (ValueError, OSError) as found:
+            error[0] = found
+    if size > 1:
+        torch.distributed.broadcast_object_list(error, src=0)
+    if error[0] is not None:
+        raise error[0]
 
 
-def offsets(counts: np.ndarray) -> np.ndarray:
-    """0 and the running sum of counts."""
-    return np.concatenate(([0], np.cumsum(counts)))
+def in_memory(
+    numbers: Iterable[int], make: Callable[[int], Part], total: int
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """All parts, this process's share of which is `numbers`, made and put together in every process: arrays and sums.
 
-
-def in_memory(numbers: Iterable[int], make: Callable[[int], Part], total: int) -> dict[str, np.ndarray]:
-    """All parts, this process's share of which is `numbers`, made and put together in every process."""
+    The parts are emptied on the way, so that little is held twice.
+    """
     own = {number: make(number) for number in numbers}
     if world()[1] > 1:
         gathered: list[Any] = [None] * world()[1]
         torch.distributed.all_gather_object(gathered, own)
         own = {number: part for share in gathered for number, part in share.items()}
-    return joined([own[number] for number in range(total)])
+    parts = [own[number] for number in range(total)]
+    sums = {name: np.sum([part.pop(name) for part in parts], axis=0).tolist() for name in SUMS}
+    arrays = {}
+    for name in list(parts[0]):
+        together_ = np.concatenate([part.pop(name) for part in parts])
+        arrays[OFFSETS.get(name, name)] = offsets(together_) if name in OFFSETS else together_
+    return arrays, sums
+
+
+def open_folder(path: Path, run: dict[str, Any], part_queries: int) -> Folder:
+    """The `Folder`, made by process 0."""
+    made: list[Folder] = []
+    together(lambda: made.append(Folder(path, run, part_queries)))
+    return made[0] if made else Folder(path, run, part_queries)
 
 
 class Folder:
@@ -82,14 +100,14 @@ class Folder:
         self.path = path
         self._parts = path / "parts"
         try:
-            self._parts.parent.mkdir(parents=True, exist_ok=True)
-            found = read_manifest(path) if (path / MANIFEST).exists() else None
+            path.mkdir(parents=True, exist_ok=True)
+            found = read_manifest(path) if (path / files.MANIFEST).exists() else None
             if found is None and any(path.iterdir()):
                 raise ValueError(f"out={path}: the folder holds other files; give a new or empty one")
             if found is None:
                 found = {"format": FORMAT, "complete": False, "run": run, "part_queries": part_queries}
                 if world()[0] == 0:
-                    _write_json(path / MANIFEST, found)
+                    files.seal(path, found, [])
             self.manifest = found
             self.complete = bool(found["complete"])
             if not self.complete:
@@ -111,105 +129,61 @@ class Folder:
 
     def put(self, number: int, part: Part) -> None:
         """Write a part, whole or not at all."""
-        draft = self._parts / f"{number:08d}.{world()[0]}.tmp"
-        with draft.open("wb") as file:
-            np.savez(file, **part)  # type: ignore[arg-type]
-            file.flush()
-            os.fsync(file.fileno())
-        draft.rename(self._file(number))
+        files.write(self._file(number), lambda file: np.savez(file, **part))  # type: ignore[arg-type]
 
-    def finish(self, total: int, constant: dict[str, np.ndarray], manifest: dict[str, Any]) -> None:
-        """Put all parts together into one `.npy` an array, then the manifest, then remove the parts."""
-        files = [self._file(number) for number in range(total)]
-        arrays, sums = _merge(files, self.path)
+    def finish(self, total: int, constant: dict[str, np.ndarray], about: dict[str, Any]) -> None:
+        """Put all parts together into one `.npy` an array, part by part, then the manifest; then remove the parts."""
+        parts = [self._file(number) for number in range(total)]
+        sums = {name: np.sum([_read(file, name) for file in parts], axis=0).tolist() for name in SUMS}
+        with np.load(parts[0]) as first:
+            names = [name for name in first.files if name not in SUMS]
+        for name in names:
+            files.write(self.path / f"{OFFSETS.get(name, name)}.npy", partial(_merge, parts=parts, name=name))
         for name, values in constant.items():
-            _write_array(self.path / f"{name}.npy", values)
-            arrays.append(name)
-        write_manifest(self.path, {**self.manifest, **manifest, **sums}, arrays)
+            files.write(self.path / f"{name}.npy", partial(np.save, arr=values, allow_pickle=False))
+        names = [*(OFFSETS.get(name, name) for name in names), *constant]
+        whole = {**self.manifest, **about, **sums, "complete": True}
+        files.seal(self.path, whole, [f"{name}.npy" for name in names])
         shutil.rmtree(self._parts)
 
     def _file(self, number: int) -> Path:
         return self._parts / f"{number:08d}.npz"
 
 
-def _merge(files: list[Path], folder: Path) -> tuple[list[str], dict[str, Any]]:
-    """Every array of the parts, one after the other, written part by part; names of the arrays, and what is summed."""
-    with np.load(files[0]) as part:
-        names = list(part.files)
-        types = {name: part[name].dtype for name in names}
-    sums = {name: _sum_of(files, name) for name in names if name in SUMS}
-    names = [name for name in names if name not in SUMS]
-    for name in names:
-        sizes = [_length(file, name) for file in files]
-        counts = name in OFFSETS
-        out = np.lib.format.open_memmap(
-            folder / f"{OFFSETS.get(name, name)}.npy.tmp",
-            mode="w+",
-            dtype=np.int64 if counts else types[name],
-            shape=(sum(sizes) + counts,),
-        ) if sum(sizes) + counts else np.zeros(0, dtype=types[name])  # fmt: skip
-        at = 0
-        for file, size in zip(files, sizes):
-            with np.load(file) as part:
-                values = part[name]
-            if counts:
-                out[at + 1 : at + size + 1] = np.cumsum(values) + out[at]
-            else:
-                out[at : at + size] = values
-            at += size
-        path = folder / f"{OFFSETS.get(name, name)}.npy"
-        if isinstance(out, np.memmap):
-            out.flush()
-            del out
-            path.with_suffix(".npy.tmp").rename(path)
-        else:
-            _write_array(path, out)
-    return [OFFSETS.get(name, name) for name in names], sums
-
-
-def _length(file: Path, name: str) -> int:
+def _read(file: Path, name: str) -> np.ndarray:
     with np.load(file) as part:
-        return len(part[name])
+        values: np.ndarray = part[name]
+    return values
 
 
-def _sum_of(files: list[Path], name: str) -> list[int]:
-    total: Any = 0
-    for file in files:
-        with np.load(file) as part:
-            total = total + part[name]
-    return [int(value) for value in total]
+def _merge(out: BinaryIO, parts: list[Path], name: str) -> None:
+    """An array of all parts, or the offsets of its counts, as the bytes of a `.npy` file."""
+    counts, length, last = name in OFFSETS, 0, 0
+    for file in parts:
+        values = _read(file, name)
+        length += len(values)
+    kind = np.dtype(np.int64) if counts else values.dtype
+    header = {"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False, "shape": (length + counts,)}
+    np.lib.format.write_array_header_1_0(out, header)
+    if counts:
+        out.write(np.zeros(1, dtype=kind).tobytes())
+    for file in parts:
+        values = _read(file, name)
+        if counts:
+            values = offsets(values)[1:] + last
+            last = values[-1] if len(values) else last
+        out.write(values.astype(kind, copy=False).tobytes())
 
 
-def _write_array(path: Path, values: np.ndarray) -> None:
-    draft = path.with_suffix(".npy.tmp")
-    with draft.open("wb") as file:
-        np.save(file, values, allow_pickle=False)
-    draft.rename(path)
-
-
-def write_manifest(folder: Path, manifest: dict[str, Any], arrays: Iterable[str]) -> None:
-    """The manifest of a complete result, with the checksum of every array."""
-    sums = {f"{name}.npy": checksum(folder / f"{name}.npy") for name in arrays}
-    _write_json(folder / MANIFEST, {**manifest, "format": FORMAT, "complete": True, "sha256": sums})
-
-
-def write_result(folder: Path, arrays: dict[str, np.ndarray], manifest: dict[str, Any]) -> None:
-    """A complete result as a new folder, made under another name and renamed.
+def write_result(folder: Path, arrays: dict[str, np.ndarray], about: dict[str, Any]) -> None:
+    """A complete result as a new folder.
 
     Raises:
         FileExistsError: when the folder is there already.
     """
-    if folder.exists():
-        raise FileExistsError(f"folder={folder} exists; save under another name")
-    draft = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
-    for name, values in arrays.items():
-        np.save(draft / f"{name}.npy", values, allow_pickle=False)
-    write_manifest(draft, manifest, arrays)
-    for file in (*draft.iterdir(), draft):
-        sync(file)
-    draft.rename(folder)
+    with files.folder(folder, {**about, "format": FORMAT, "complete": True}) as draft:
+        for name, values in arrays.items():
+            np.save(draft / f"{name}.npy", values, allow_pickle=False)
 
 
 def read_result(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -218,14 +192,14 @@ def read_result(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     Raises:
         DamagedResultError: naming the file that is missing, changed or of another format, or an unfinished run.
     """
-    manifest = read_manifest(folder)
-    if not manifest["complete"]:
+    if not read_manifest(folder)["complete"]:
         raise DamagedResultError(f"{folder}: the run is not finished; call again with the same arguments to go on")
+    try:
+        manifest = files.manifest(folder)
+    except DamagedError as error:
+        raise DamagedResultError(f"{error}; mine again") from None
     arrays = {}
-    for name, digest in manifest["sha256"].items():
-        path = folder / name
-        if not path.is_file() or checksum(path) != digest:
-            raise DamagedResultError(f"{path}: missing or changed since it was written; mine again")
+    for path in (folder / name for name in manifest["sha256"]):
         try:
             arrays[path.stem] = np.load(path, mmap_mode="r", allow_pickle=False)
         except ValueError:  # numpy maps no empty array
@@ -240,15 +214,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         DamagedResultError: when it cannot be read or is of another format.
     """
     try:
-        manifest: dict[str, Any] = dict(json.loads((folder / MANIFEST).read_text()))
-    except (OSError, TypeError, ValueError) as error:
-        raise DamagedResultError(f"{folder / MANIFEST}: not readable ({error}); is this a mining result?") from None
+        manifest = files.told(folder)
+    except DamagedError as error:
+        raise DamagedResultError(f"{error}; is this a mining result?") from None
     if manifest.get("format") != FORMAT or "complete" not in manifest:
         raise DamagedResultError(f"{folder}: format {manifest.get('format')}, this version reads {FORMAT}; mine again")
     return manifest
-
-
-def _write_json(path: Path, values: dict[str, Any]) -> None:
-    draft = path.with_suffix(".tmp")
-    draft.write_text(json.dumps(values, indent=1))
-    draft.rename(path)

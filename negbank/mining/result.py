@@ -13,17 +13,31 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from negbank.mining.export import Lookup, Records, export
-from negbank.mining.ids import Ids
+from negbank.bounds import Count, Positive, checked
+from negbank.mining.candidates import Candidates
+from negbank.mining.choice import CHUNK, choose
+from negbank.mining.forbidden import Csr
+from negbank.mining.formats import Lookup, Row, export, records
+from negbank.mining.inputs import Ids
 from negbank.mining.parts import read_result, write_result
-from negbank.mining.positives import Csr
-from negbank.mining.rules import REASONS, Rules, reference_scores
-from negbank.mining.select import Kept, select
-from negbank.mining.summary import Statistics, histograms, statistics, table
+from negbank.mining.report import Column, Statistics, histograms
+from negbank.mining.rules import (
+    REASONS,
+    Finite,
+    Rank,
+    Reference,
+    Rules,
+    Shortfall,
+    Strategy,
+    reference_scores,
+    verdicts,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+SAID = {"near_positive": "dedupe: like a positive", "near_negative": "dedupe: like a chosen negative"}
+"""What `summary` calls reasons that are no argument's name."""
 UNCHANGED: Any = object()
 """Stands for the value an argument of the first mining had."""
 
@@ -56,7 +70,7 @@ class MiningResult:
         self.log_probs, self.random = arrays.get("log_probs"), arrays.get("random")
         self.positive_indptr, self.positive_scores = arrays["positive_indptr"], arrays["positive_scores"]
         self.candidate_indptr, self.candidate_scores = arrays["candidate_indptr"], arrays["candidate_scores"]
-        self.query, self._positive = self._kept().queries(self.rules.positive_reference)
+        self.query, self._positive = self._known().queries(self.rules.positive_reference)
 
     def __len__(self) -> int:
         return len(self.indptr) - 1
@@ -105,22 +119,21 @@ class MiningResult:
             at = slice(self.positive_indptr[query], self.positive_indptr[query + 1])
         return self._corpus_ids.of(self._arrays["positives"][at]), self.positive_scores[at]
 
-    def rows(self, start: int, stop: int) -> Iterator[tuple[Any, list[Any], list[float], list[Any], list[float]]]:
-        """Of rows start..stop−1: query id, ids and scores of the positives, ids and scores of the negatives."""
-        query = self.query[start:stop]
-        low = self.positive_indptr[query] if self._positive is None else self._positive[start:stop]
-        high = self.positive_indptr[query + 1] if self._positive is None else low + 1
-        below = self.indptr[start : stop + 1]
-        from_, to = (int(low.min()), int(high.max())) if len(query) else (0, 0)
-        above = self._corpus_ids.of(self._arrays["positives"][from_:to]).tolist()
-        above_scores = self.positive_scores[from_:to].tolist()
-        ids = self._corpus_ids.of(self._arrays["negatives"][below[0] : below[-1]]).tolist()
-        scores = self.scores[below[0] : below[-1]].tolist()
-        bounds = zip((low - from_).tolist(), (high - from_).tolist())
-        cuts = (below - below[0]).tolist()
-        for i, (q, (a, b)) in enumerate(zip(self._query_ids.of(query).tolist(), bounds)):
-            at = slice(cuts[i], cuts[i + 1])
-            yield q, above[a:b], above_scores[a:b], ids[at], scores[at]
+    def rows(self) -> Iterator[Row]:
+        """Every row with its ids and scores as Python values."""
+        for first in range(0, len(self), CHUNK):
+            query, below = self.query[first : first + CHUNK], self.indptr[first : first + CHUNK + 1]
+            if self._positive is None:
+                low, high = self.positive_indptr[query], self.positive_indptr[query + 1]
+            else:
+                low, high = self._positive[first : first + CHUNK], self._positive[first : first + CHUNK] + 1
+            known, found = slice(low.min(), high.max()), slice(below[0], below[-1])
+            positives = self._corpus_ids.of(self._arrays["positives"][known]).tolist()
+            negatives = self._corpus_ids.of(self._arrays["negatives"][found]).tolist()
+            above, scores = self.positive_scores[known].tolist(), self.scores[found].tolist()
+            cuts = zip(low - low.min(), high - low.min(), below - below[0], below[1:] - below[0])
+            for q, (a, b, c, d) in zip(self._query_ids.of(query).tolist(), cuts):
+                yield Row(q, positives[a:b], above[a:b], negatives[c:d], scores[c:d])
 
     def reference(self) -> np.ndarray:
         """(R,) float32, the positive score that every row's margins measure against; NaN without a positive."""
@@ -128,31 +141,60 @@ class MiningResult:
 
     def statistics(self) -> Statistics:
         """Counts, moments and quantiles of positive scores, negative scores and their difference."""
-        reference = np.repeat(self.reference(), np.diff(self.indptr))
-        return statistics(self.positive_scores, self.scores, reference - self.scores)
+        difference = np.repeat(self.reference(), np.diff(self.indptr)) - self.scores
+        return Statistics(Column.of(self.positive_scores), Column.of(self.scores), Column.of(difference))
 
     def summary(self) -> str:
         """A table of scores, what each filter removed, and which rows came out short."""
-        return table(self)
+        rules, lines = self.rules, self.statistics().table()
+        examined = int(np.minimum(np.diff(self.candidate_indptr)[self.query], rules.range_max).sum())
+        rows = "pairs of a query and a positive" if rules.positive_reference == "each" else "queries"
+        lines.append(f"{examined:,} candidates of {len(self):,} {rows}; rejected:")
+        for reason, count in self.rejects.items():
+            if count:
+                name = SAID.get(reason, f"{reason}={getattr(rules, reason, None)}")
+                lines.append(f"  {count:>10,} ({count / examined:.2%}) by {name}")
+        if not any(self.rejects.values()):
+            lines.append("  none")
+        missing = rules.num_negatives * len(self) - int(self.indptr[-1])
+        if missing:
+            lines.append(
+                f"{self.short:,} of {len(self):,} rows have fewer than num_negatives={rules.num_negatives}: "
+                f"{missing:,} negatives missing ({rules.shortfall}); raise range_max or loosen the filters"
+            )
+        if self.random is not None:
+            lines.append(f"{int(self.random.sum()):,} negatives are random padding")
+        lines.append(
+            "exact search" if self.recall is None else f"index recall {self.recall:.4f} on a sample of queries"
+        )
+        return "\n".join(lines)
 
     def plot(self, path: str | Path | None = None) -> Figure:
         """Histograms of the scores of positives, negatives and rejected candidates; written to `path` if given."""
-        return histograms(self, self._kept(), path)
+        known, reference, rejected = self._known(), self.reference(), [np.zeros(0, dtype=np.float32)]
+        for at in range(0, len(self), CHUNK):
+            window, _ = known.window(self.query[at : at + CHUNK])
+            verdict = verdicts(window, reference[at : at + CHUNK], self.rules)
+            rejected.append(window.scores[verdict > 1 + REASONS.index("range_min")])  # ranks aside
+        scores = {"positives": self.positive_scores, "negatives": self.scores, "rejected": np.concatenate(rejected)}
+        limits = {"min_score": self.rules.min_score, "max_score": self.rules.max_score}
+        return histograms(scores, limits, path)
 
+    @checked
     def refilter(
         self,
         *,
-        num_negatives: int = UNCHANGED,
-        range_min: int = UNCHANGED,
+        num_negatives: Count = UNCHANGED,
+        range_min: Rank = UNCHANGED,
         range_max: int = UNCHANGED,
-        absolute_margin: float | None = UNCHANGED,
-        relative_margin: float | None = UNCHANGED,
-        min_score: float | None = UNCHANGED,
-        max_score: float | None = UNCHANGED,
-        positive_reference: str = UNCHANGED,
-        sampling_strategy: str = UNCHANGED,
-        temperature: float = UNCHANGED,
-        shortfall: str = UNCHANGED,
+        absolute_margin: Finite | None = UNCHANGED,
+        relative_margin: Finite | None = UNCHANGED,
+        min_score: Finite | None = UNCHANGED,
+        max_score: Finite | None = UNCHANGED,
+        positive_reference: Reference = UNCHANGED,
+        sampling_strategy: Strategy = UNCHANGED,
+        temperature: Positive = UNCHANGED,
+        shortfall: Shortfall = UNCHANGED,
         seed: int = UNCHANGED,
     ) -> MiningResult:
         """The result that other rules give on the same candidates, without a search; what is not given stays.
@@ -171,13 +213,10 @@ class MiningResult:
             raise ValueError(f"range_max={rules.range_max}: {depth} candidates a query were kept; mine again for more")
         if rules.shortfall == "pad_random":
             raise ValueError("shortfall='pad_random': needs the embeddings; mine again, or use 'short' or 'drop'")
-        chosen = select(self._kept(), rules, self._query_ids, self._corpus_ids)
+        chosen = choose(self._known(), rules, self._query_ids, self._corpus_ids)
         arrays = {name: values for name, values in self._arrays.items() if name not in ("log_probs", "random")}
-        arrays |= {"indptr": chosen.negatives.indptr, "negatives": chosen.negatives.values, "scores": chosen.scores}
-        if chosen.log_probs is not None:
-            arrays["log_probs"] = chosen.log_probs
         changed = {"rules": rules._asdict(), "rejects": chosen.rejects.tolist()}
-        return MiningResult(arrays, {**self._manifest, **changed})
+        return MiningResult({**arrays, **chosen.arrays()}, {**self._manifest, **changed})
 
     def save(self, folder: str | Path) -> None:
         """Write arrays, manifest and checksums as a new folder.
@@ -220,24 +259,17 @@ class MiningResult:
             ValueError: for an unknown form or ending, or an id that `lookup` does not know.
             ImportError: where "dataset" or .parquet needs a package that is missing.
         """
-        return export(Records(self, form, lookup, scores), out)
+        return export(records(self.rows(), form, lookup, scores, self.rules.num_negatives), out)
 
-    def _kept(self) -> Kept:
+    def _known(self) -> Candidates:
         a = self._arrays
-        pairs = Csr(a["pair_indptr"], a["pairs"]) if "pairs" in a else None
-        return Kept(
+        return Candidates(
             0,
             Csr(a["positive_indptr"], a["positives"]),
             a["positive_scores"],
             Csr(a["candidate_indptr"], a["candidates"]),
             a["candidate_scores"],
             a.get("near"),
-            pairs,
+            Csr(a["pair_indptr"], a["pairs"]) if "pairs" in a else None,
             a.get("others"),
         )
-
-
-def assembled(arrays: dict[str, np.ndarray], constant: dict[str, np.ndarray], manifest: dict[str, Any]) -> MiningResult:
-    """The result of parts put together: `arrays` from them, `constant` known before."""
-    rejects = [int(count) for count in arrays.pop("rejects")]
-    return MiningResult({**constant, **arrays}, {**manifest, "rejects": rejects})

@@ -71,10 +71,8 @@ class Rows:
             raw = _tensor(part)
             rows = raw.to(torch.float32)
             squares = (rows * rows).sum(-1)
-            if not bool(torch.isfinite(squares).all()):
-                bad = (~torch.isfinite(rows).all(-1)).nonzero().flatten()
-                if not len(bad):
-                    bad = (~torch.isfinite(squares)).nonzero().flatten()
+            bad = (~torch.isfinite(squares)).nonzero().flatten()
+            if len(bad):
                 raise ValueError(
                     f"{self.name}: {len(bad)} row(s) of {len(rows)} from row {start} on hold NaN, infinity or values "
                     f"whose squares overflow, the first at {(bad[:8] + start).tolist()}; drop them or embed them again"

@@ -13,9 +13,11 @@ positive id, candidate id), so that a draw depends on nothing else.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
+
+from negbank.bounds import Count, Ge, Gt, Lt, Positive
 
 REASONS = (
     "range_min",
@@ -27,27 +29,30 @@ REASONS = (
     "near_negative",
 )
 """What a candidate can be rejected for; `verdicts` gives 1 + the place here."""
-REFERENCES = ("min", "max", "mean", "each")
-STRATEGIES = ("top", "random", "softmax")
-SHORTFALLS = ("short", "drop", "pad_random", "error")
 NOBODY = -1
 """Column of a negative that was not found."""
+
+Rank = Annotated[int, Ge(0)]
+Reference = Literal["min", "max", "mean", "each"]
+Strategy = Literal["top", "random", "softmax"]
+Shortfall = Literal["short", "drop", "pad_random", "error"]
+Finite = Annotated[float, Gt(-np.inf), Lt(np.inf)]
 
 
 class Rules(NamedTuple):
     """The arguments of `mine_hard_negatives` that choose among candidates; `range_max` is a number here."""
 
-    num_negatives: int = 3
-    range_min: int = 0
+    num_negatives: Count = 3
+    range_min: Rank = 0
     range_max: int = 10
-    absolute_margin: float | None = None
-    relative_margin: float | None = None
-    min_score: float | None = None
-    max_score: float | None = None
-    positive_reference: str = "min"
-    sampling_strategy: str = "top"
-    temperature: float = 0.05
-    shortfall: str = "short"
+    absolute_margin: Finite | None = None
+    relative_margin: Finite | None = None
+    min_score: Finite | None = None
+    max_score: Finite | None = None
+    positive_reference: Reference = "min"
+    sampling_strategy: Strategy = "top"
+    temperature: Positive = 0.05
+    shortfall: Shortfall = "short"
     seed: int = 0
 
     @property
@@ -56,36 +61,15 @@ class Rules(NamedTuple):
         return self.absolute_margin is not None or self.relative_margin is not None
 
     def check(self) -> None:
-        """Raise ValueError for the first argument out of its range, naming value and remedy."""
-        if self.num_negatives < 1:
-            raise ValueError(f"num_negatives={self.num_negatives}: expected at least 1")
-        if self.range_min < 0:
-            raise ValueError(f"range_min={self.range_min}: expected 0 or more, the best ranks to skip")
+        """Raise ValueError for arguments that do not go together, naming values and remedy."""
         if self.range_max - self.range_min < self.num_negatives:
             raise ValueError(
                 f"range_max={self.range_max}: ranks {self.range_min}..{self.range_max - 1} hold "
                 f"{max(0, self.range_max - self.range_min)} candidates for num_negatives={self.num_negatives}; "
                 f"raise range_max to at least {self.range_min + self.num_negatives}"
             )
-        for name, value, known in (
-            ("positive_reference", self.positive_reference, REFERENCES),
-            ("sampling_strategy", self.sampling_strategy, STRATEGIES),
-            ("shortfall", self.shortfall, SHORTFALLS),
-        ):
-            if value not in known:
-                raise ValueError(f"{name}={value!r}: expected one of {', '.join(known)}")
-        for name, number in (
-            ("absolute_margin", self.absolute_margin),
-            ("relative_margin", self.relative_margin),
-            ("min_score", self.min_score),
-            ("max_score", self.max_score),
-        ):
-            if number is not None and not np.isfinite(number):
-                raise ValueError(f"{name}={number}: expected a finite number or None")
         if self.min_score is not None and self.max_score is not None and self.min_score > self.max_score:
             raise ValueError(f"min_score={self.min_score} is above max_score={self.max_score}; nothing lies between")
-        if self.sampling_strategy == "softmax" and not (self.temperature > 0 and np.isfinite(self.temperature)):
-            raise ValueError(f"temperature={self.temperature}: expected a finite value above 0")
 
 
 class Window(NamedTuple):

@@ -1,44 +1,49 @@
 """The k best allowed rows of every query, exactly, from rows that are read block by block.
 
 Products of rounded rows, in bfloat16 where the processor multiplies that natively, leave every query a shortlist that
-holds its k best (listed.py). Its scores, computed in float32 row by row and so the same whatever the batch, order it by
-(−score, id). Queries with more rows that are nearly equal than a shortlist has room for are searched again: with
-products in float32, and at last with every score computed row by row.
+holds its k best; their scores order it. A product p = q̂·ĉ of rounded rows orders rows as the score s = q·c does, up to
+2ε (index/shortlist.py). So that the gate can work across blocks, ε is known before the first one: rows of length at
+most m, rounded to u of every element, are at most u m away from what they were, and by Cauchy–Schwarz
+
+    |p − s| ≤ |(q − q̂)·c| + |q̂·(c − ĉ)| + 3γ |q| m ≤ ε = m (|q − q̂| + u |q̂| + 3γ |q̂|)
+
+with |q − q̂| as measured, u = 2⁻⁸ of bfloat16, and γ as in index/products.py; rows in float32 are not rounded. Queries
+with more rows that are nearly equal than a shortlist has room for are searched again: with products in float32, and at
+last by the score of every row.
 """
 
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from negbank.index.contract import exact_scores
-from negbank.index.products import fast_dtype
+from negbank.index.products import UNIT, UNIT_BFLOAT16, fast_dtype, lengths, rounds_float32
+from negbank.index.shortlist import SPAN, Shortlist, shortlist
 from negbank.index.threads import OwnThreads, threads_for
 from negbank.mining.forbidden import Forbidden
-from negbank.mining.listed import Listed
 from negbank.mining.rows import Rows
+from negbank.mining.scores import NO_ROW, Found, scores_of
 
-NO_ROW = -1
+LONGEST = 1 + 2.0**-6
+"""m: a unit row, stored in float32 or less, and then rounded."""
+TILE = 1 << 20
+"""Products of a tile, which is to stay in a core's cache."""
 TOGETHER = 512
 """Queries multiplied, and ranked, at once by a thread."""
-GATHERED = 1 << 18
-"""Numbers gathered at once to score rows again: 1 MiB, so that they stay in a core's cache."""
-
-
-class Found(NamedTuple):
-    """positions (B, k) int64 and scores (B, k) float32 by (−score, id), padded by `NO_ROW` and −∞."""
-
-    positions: np.ndarray
-    scores: np.ndarray
 
 
 def half_is_fast() -> bool:
     """Whether this processor multiplies bfloat16 matrices natively."""
     return fast_dtype(torch.device("cpu")) == torch.bfloat16
+
+
+def room(k: int, rows: int) -> int:
+    """Rows that a shortlist has room for: many are nearly equal where embeddings crowd around one direction."""
+    return min(4 * k + 512, rows + SPAN)
 
 
 def search(
@@ -64,10 +69,16 @@ def search(
         rescored: False to return what the products say, with them as scores, unproven.
     """
     k, queries = min(k, len(corpus)), queries.to(corpus.device)
-    result = Found(
-        np.full((len(queries), k), NO_ROW, dtype=np.int64), np.full((len(queries), k), -np.inf, dtype=np.float32)
-    )
-    left = np.arange(len(queries))
+    result, left = Found.nothing(len(queries), k), np.arange(len(queries))
+
+    def settle(run: tuple[np.ndarray, Tensor, Listed]) -> None:
+        """Order the shortlists of a run of queries into the result, where they had room."""
+        these, asked, listed = run
+        positions, products = listed.take()
+        scores = scores_of(asked, corpus, positions) if rescored else products
+        some = listed.found
+        result.put(these[some], Found(positions[some], scores[some]), rank)
+
     half = corpus.device.type == "cpu" and half_is_fast()
     with OwnThreads(threads_for(len(queries) * len(corpus), corpus.device)) as threads:
         for dtype in (torch.bfloat16, torch.float32) if half else (torch.float32,):
@@ -78,75 +89,95 @@ def search(
             for start, rows in corpus.blocks(block_rows):
                 block = rows.to(dtype)
                 threads.run(partial(Listed.see, start=start, rows=block), listed)
-            settle = partial(_settle, corpus=corpus, k=k, rank=rank, rescored=rescored, result=result)
             threads.run(settle, zip(runs, asked, listed))
             left = np.concatenate([run[~one.found] for run, one in zip(runs, listed)]) if runs else left
             if not len(left):
                 return result
-    _row_by_row(queries, numbers, left, corpus, k, forbidden, rank, block_rows, result)
-    return result
-
-
-def _settle(
-    run: tuple[np.ndarray, Tensor, Listed], corpus: Rows, k: int, rank: np.ndarray | None, rescored: bool, result: Found
-) -> None:
-    """Order the shortlists of a run of queries into `result`, where they had room."""
-    numbers, asked, listed = run
-    positions, products = listed.take()
-    scores = dots(asked, corpus, positions) if rescored else products
-    some = listed.found
-    _put(result, numbers[some], Found(positions[some], scores[some]), k, rank)
-
-
-def dots(queries: Tensor, corpus: Rows, positions: np.ndarray) -> np.ndarray:
-    """Inner products of queries (B, D) with their own rows at positions (B, n): (B, n) float32; `NO_ROW` gives −∞.
-
-    Each is summed by itself, so that it does not depend on what shares the call.
-    """
-    ids = torch.from_numpy(positions)
-    if corpus.resident is not None:
-        return exact_scores(corpus.resident, queries, ids.to(corpus.device)).cpu().numpy()
-    scores = torch.empty(ids.shape)
-    step = max(1, GATHERED // max(1, ids.shape[1] * queries.shape[1]))
-    for at in range(0, len(ids), step):
-        part = ids[at : at + step]
-        rows = corpus.take(part.flatten().clamp(min=0))
-        places = torch.arange(len(rows)).view(part.shape).masked_fill(part == NO_ROW, NO_ROW).to(rows.device)
-        scores[at : at + step] = exact_scores(rows, queries[at : at + step].to(rows.device), places)
-    return scores.numpy()
-
-
-def _put(result: Found, at: np.ndarray, found: Found, k: int, rank: np.ndarray | None) -> None:
-    """The k best of found (B, n ≥ k) by (−score, id) into rows `at` of the result."""
-    best = by_score_then_id(found, rank)
-    result.positions[at], result.scores[at] = best.positions[:, :k], best.scores[:, :k]
-
-
-def by_score_then_id(found: Found, rank: np.ndarray | None) -> Found:
-    """Each query's rows in the order of (−score, id), padding last."""
-    place = found.positions if rank is None else np.where(found.positions == NO_ROW, NO_ROW, rank[found.positions])
-    order = np.lexsort((place, -found.scores), axis=1)
-    return Found(np.take_along_axis(found.positions, order, 1), np.take_along_axis(found.scores, order, 1))
-
-
-def _row_by_row(
-    queries: Tensor,
-    numbers: np.ndarray,
-    chosen: np.ndarray,
-    corpus: Rows,
-    k: int,
-    forbidden: Forbidden,
-    rank: np.ndarray | None,
-    block_rows: int,
-    result: Found,
-) -> None:
-    """The last resort, for more equal scores than shortlists hold: every score as `dots` computes it."""
-    for start, rows in corpus.blocks(block_rows):
-        positions = np.arange(start, start + len(rows))[None]
-        every = torch.arange(len(rows), device=rows.device)[None]
-        for query in chosen:
+    for start, rows in corpus.blocks(block_rows):  # more equal scores than shortlists hold: every score
+        positions, every = np.arange(start, start + len(rows))[None], torch.arange(len(rows), device=rows.device)[None]
+        for query in left:
             some = slice(query, query + 1)
             scores = exact_scores(rows, queries[some], every).cpu().numpy()
             free = forbidden.allowed(numbers[some], positions) & (scores >= result.scores[query, -1])
             both = (result.positions[some], positions[free][None]), (result.scores[some], scores[free][None])
-            _put(result, chosen[chosen == query], Found(*(np.concatenate(two, axis=1) for two in both)), k, rank)
+            result.put(np.array([query]), Found(*(np.concatenate(two, axis=1) for two in both)), rank)
+    return result
+
+
+class Listed:
+    """The shortlists of a few queries among unit rows that are seen block by block, of any number of rows.
+
+    Args:
+        queries: (b, D) unit rows.
+        numbers: (b,) their numbers in `forbidden`.
+        dtype: of the products, torch.bfloat16 (on the CPU) or torch.float32.
+        rows: how many there are in all.
+    """
+
+    def __init__(
+        self, queries: Tensor, numbers: np.ndarray, k: int, dtype: torch.dtype, forbidden: Forbidden, rows: int
+    ) -> None:
+        self._left, self._mask = queries.to(dtype), forbidden.mask(numbers)
+        kept, lost = lengths(self._left.to(torch.float32)), lengths(queries - self._left)
+        coarse = 2 * UNIT_BFLOAT16 if dtype == torch.float32 and rounds_float32(queries.device) else 0.0
+        away = UNIT_BFLOAT16 if dtype == torch.bfloat16 else coarse
+        slack = 2 * LONGEST * (lost + (away + 3 * UNIT * (queries.shape[1] + 16)) * kept)
+        tiled = queries.device.type in Shortlist.devices
+        self._list: Shortlist | _Merged = (
+            Shortlist(k, slack, dtype, rows, room(k, rows)) if tiled else _Merged(k, slack, rows)
+        )
+        self._columns = max(1024, TILE // len(queries) // 256 * 256) if tiled else rows
+        self._nobody = np.full(len(queries), -1, np.int32)
+
+    def see(self, start: int, rows: Tensor) -> None:
+        """Rows start.. in the dtype of the products."""
+        space = self._left.new_empty(len(self._left) * min(len(rows), self._columns))
+        for at in range(0, len(rows), self._columns):
+            columns = rows[at : at + self._columns]
+            tile = space[: len(self._left) * len(columns)].view(len(self._left), -1)
+            torch.mm(self._left, columns.T, out=tile)
+            self._mask(tile, start + at)
+            ids = np.arange(start + at, start + at + tile.shape[1], dtype=np.int32)
+            self._list.add(slice(None), tile, ids, self._nobody)
+
+    def take(self) -> tuple[np.ndarray, np.ndarray]:
+        """Positions (b, w ≥ k), padded by −1, and their products."""
+        positions = self._list.take(slice(None))
+        return positions.cpu().numpy(), self._list.products(slice(None))
+
+    @property
+    def found(self) -> np.ndarray:
+        """For which queries (b,) there was room for all, known after `take`."""
+        return ~self._list.given_up(slice(None))
+
+
+class _Merged:
+    """A `Shortlist` for other devices, which looks at a whole block of products at once."""
+
+    def __init__(self, k: int, slack: Tensor, columns: int) -> None:
+        self._k, self._slack, self._room = k, slack, room(k, columns)
+        self._ids = torch.empty(len(slack), 0, dtype=torch.int64, device=slack.device)
+        self._products = torch.empty(len(slack), 0, device=slack.device)
+        self._given_up = np.zeros(len(slack), dtype=bool)
+
+    def add(self, rows: slice, tile: Tensor, ids: np.ndarray, own: np.ndarray) -> None:
+        names = torch.from_numpy(ids.astype(np.int64)).to(tile.device).expand(len(tile), -1)
+        both, names = torch.cat((self._products, tile), 1), torch.cat((self._ids, names), 1)
+        found = shortlist(both, min(self._k, both.shape[1]), self._slack)
+        found = found.masked_fill(found >= both.shape[1], -1)  # its padding, where fewer than k are allowed
+        products = both.gather(1, found.clamp(min=0)).masked_fill_(found < 0, -torch.inf)
+        counts = (products > -torch.inf).sum(1)  # what is forbidden has −∞, and comes last
+        self._given_up |= (counts > self._room).cpu().numpy()
+        width = min(self._room, int(counts.max()))
+        self._products = products[:, :width]
+        self._ids = names.gather(1, found[:, :width].clamp(min=0)).masked_fill_(self._products == -torch.inf, NO_ROW)
+
+    def take(self, rows: slice) -> Tensor:
+        return torch.nn.functional.pad(self._ids, (0, max(0, self._k - self._ids.shape[1])), value=NO_ROW)
+
+    def products(self, rows: slice) -> np.ndarray:
+        short = max(0, self._k - self._ids.shape[1])
+        return np.asarray(torch.nn.functional.pad(self._products, (0, short), value=-torch.inf).cpu())
+
+    def given_up(self, rows: slice) -> np.ndarray:
+        return self._given_up

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from negbank import MiningResult, Snapshot, mine_hard_negatives
-from negbank.mining.expected import index_pays
-from negbank.mining.near import EXACT
+from negbank.mining.budget import index_pays
 from negbank.mining.rules import draw
+from negbank.mining.scores import EXACT
 
 THRESHOLDS = st.none() | st.floats(-0.2, 0.5)
 
@@ -358,7 +358,7 @@ def test_saved_and_loaded_whole(embeddings, tmp_path):
     same(loaded, result)
     assert loaded.rules == result.rules
     same(loaded.refilter(max_score=0.5, seed=3), result.refilter(max_score=0.5, seed=3))
-    with pytest.raises(FileExistsError, match="save under another name"):
+    with pytest.raises(FileExistsError, match="write under another name"):
         result.save(tmp_path / "r")
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from negbank import DamagedResultError, DamagedSnapshotError, MiningResult, Snapshot, mine_hard_negatives
-from negbank.files import manifest, sealed
+from negbank.files import SEAL, manifest, sealed
 
 CORPUS = np.random.default_rng(0).standard_normal((20, 6)).astype(np.float32)
 QUERIES = CORPUS[:4] + np.float32(0.1)
@@ -143,10 +143,11 @@ def test_a_damaged_result_is_refused(tmp_path):
     mine_hard_negatives(QUERIES, CORPUS, out=tmp_path / "r")
     path = tmp_path / "r" / "scores.npy"
     path.write_bytes(path.read_bytes()[:-4])
-    with pytest.raises(DamagedResultError, match=r"scores.npy: missing or changed"):
+    with pytest.raises(DamagedResultError, match=r"scores.npy: its checksum differs"):
         MiningResult.load(tmp_path / "r")
     path = tmp_path / "r" / "manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 7}))
+    found = json.loads(path.read_text())
+    path.write_text(sealed({k: v for k, v in found.items() if k != SEAL} | {"format": 7}))
     with pytest.raises(DamagedResultError, match="format 7, this version reads"):
         MiningResult.load(tmp_path / "r")
     with pytest.raises(DamagedResultError, match="is this a mining result"):
@@ -155,7 +156,7 @@ def test_a_damaged_result_is_refused(tmp_path):
 
 def test_an_output_folder_that_cannot_be_written_is_refused_before_any_work(tmp_path, monkeypatch):
     worked: list[int] = []
-    monkeypatch.setattr("negbank.mining.miner.Miner.part", lambda *a: worked.append(1))
+    monkeypatch.setattr("negbank.mining.mine.Miner.part", lambda *a: worked.append(1))
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match=r"out=.*cannot be written .* choose another folder"):
         mine_hard_negatives(QUERIES, CORPUS, out=tmp_path / "file" / "r")

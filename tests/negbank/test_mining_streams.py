@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from negbank import MiningResult, mine_hard_negatives
-from negbank.mining.miner import Miner
+from negbank.mining.mine import Miner
 
 ARGUMENTS = {"num_negatives": 4, "range_max": 30, "relative_margin": 0.02, "sampling_strategy": "softmax"}
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
@@ -90,7 +90,7 @@ def test_ctrl_c_and_kill_leave_whole_parts_only(embeddings, tmp_path):
             import signal, sys, time
             signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background passes on to ignore it
             from negbank import mine_hard_negatives
-            from negbank.mining.miner import Miner
+            from negbank.mining.mine import Miner
             part = Miner.part
             def slow(self, start, stop):
                 time.sleep(float(sys.argv[1]))
