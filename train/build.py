@@ -150,15 +150,15 @@ def build(
 
     def staleness(position: int) -> dict[str, Any]:
         refresher = refreshers[position]
-        return {"probe": None if refresher is None else refresher.staleness}
+        return {"probe": None if refresher is None else refresher.probe}
 
     batches = make(
-        "batches", config.batches, **supplied, counter=stream(config, "batches"),
+        "batches", config.batches, **supplied, counter=stream(config, "batches"), generator=generator(config.run.seed, "batches"),
         encode=functools.partial(embed, 0, count=True), late=functools.partial(staleness, 0),
     )  # fmt: skip
     negatives = [
         make(
-            "negatives", config.negatives, **supplied, counter=stream(config, "negatives", way.anchors),
+            "negatives", config.negatives, **supplied, counter=stream(config, "negatives", way.anchors), generator=generator(config.run.seed, "negatives"),
             late=functools.partial(staleness, way.keys),
         )
         for way in ways
@@ -169,9 +169,10 @@ def build(
     if own or any(hook.reads_snapshot for hook in hooks.values()):
         require_factory(config.index.factory, width)
         for way in ways:  # rows of a tower's snapshot are drawn for the anchors of a direction
-            encode = functools.partial(embed, way.keys, count=own)  # what a study alone asks for is not the method's
-            anchors = functools.partial(embed, way.anchors, count=own)
-            probe = _probe(config, negatives[way.anchors], anchors, banks[way.anchors] if way[0] != way[1] else None)
+            # what a study alone asks for is not counted as the method's
+            encode, anchors = (functools.partial(embed, each, count=own) for each in (way.keys, way.anchors))
+            queries = banks[way.anchors] if way.anchors != way.keys else None
+            probe = _probe(config, negatives[way.anchors], encode, anchors, queries)
             refreshers[way.keys] = make(
                 "refresh", config.refresh, bank=banks[way.keys], encode=encode, measure=probe, epoch=len(batches),
                 seed=config.run.seed, factory=config.index.factory, target_recall=config.index.target_recall,
@@ -195,6 +196,11 @@ def build(
     )
     evaluation = make("eval", config.eval, inference=inference, splits=splits, temperature=config.loss.temperature)
     return Assembly(config, splits, trainer, inference, evaluation, hooks, steps, notes, device, precision)
+
+
+def generator(seed: int, stream: str) -> torch.Generator:
+    STREAMS = ("weights", "batches", "views", "negatives")
+    return torch.Generator().manual_seed(seed * len(STREAMS) + STREAMS.index(stream))
 
 
 def stream(config: Any, name: str, *place: int) -> Counter:
@@ -221,7 +227,7 @@ def _encoders(config: Any, sides: Sequence[Data], own: nn.Module | Sequence[nn.M
         return found
     sections = [config.encoder, config.encoder_right or config.encoder][: len(sides)]
     return [
-        build_encoder(section, side, stream(config, "weights", position).key)
+        build_encoder(section, side, generator(config.run.seed, "weights").initial_seed())
         for position, (section, side) in enumerate(zip(sections, sides))
     ]
 
@@ -276,31 +282,32 @@ def _proposals(config: Any) -> Iterator[tuple[str, Options]]:
                 yield f"{name}.{key}", found
 
 
-Measure = Callable[[Snapshot, Callable[[Tensor], Tensor], int], Probe]
-
-
 def _probe(
-    config: Any, negatives: Any, anchors: Callable[[Tensor], Tensor], queries: EmbeddingBank | None
-) -> Measure | None:
+    config: Any,
+    negatives: Any,
+    encode: Callable[[Tensor], Tensor],
+    anchors: Callable[[Tensor], Tensor],
+    queries: EmbeddingBank | None,
+) -> Callable[[Snapshot, int], Probe] | None:
     """What the refresher measures for proposals that adapt; None where none does.
 
     Args:
         negatives: those that draw from the snapshot.
-        anchors: rows → fresh embeddings of their anchors.
+        encode, anchors: rows → fresh embeddings, by the snapshot's tower and by their anchors'.
         queries: the anchors' own bank, where it is another than the snapshot's.
     """
     if not getattr(getattr(config.negatives, "proposal", None), "adapt", False):
         return None
     place = stream(config, "staleness")
 
-    def probe(snapshot: Snapshot, encode: Callable[[Tensor], Tensor], step: int) -> Probe:
+    def probe(snapshot: Snapshot, step: int) -> Probe:
         random = place.at(step).generator()
         every = torch.arange(len(snapshot)) if snapshot.rows is None else snapshot.rows.cpu()
         chosen = every[torch.randperm(len(every), generator=random)[: config.refresh.probe_rows // 4]]
         rows = chosen.to(snapshot.vectors.device)
         return measure(
             snapshot, rows, encode, temperature=config.loss.temperature, draws=2 * config.refresh.probe_rows,
-            fresh_queries=negatives.fresh_queries, generator=random, encode_queries=anchors,
+            fresh_queries=negatives.fresh_queries, generator=random, encode_queries=None if queries is None else anchors,
             queries=None if queries is None else queries.read(rows),
         )  # fmt: skip
 

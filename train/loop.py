@@ -49,6 +49,7 @@ class Loop:
         self.folder, self.assembly, self.trainer = folder, assembly, assembly.trainer
         self.kept: dict[str, float] = {}  # measured once, before the first step
         self.seconds = 0.0
+        self._hooks: dict[str, Any] = {}  # their states, for after they have begun
         self._asked: int | None = None
         self._done = False
 
@@ -68,9 +69,11 @@ class Loop:
                 mininterval=0.2 if sys.stderr.isatty() else 10,
             ) as bar,
         ):
-            running = Running(trainer, self.assembly.inference, self.assembly.splits, self.folder, total, self._log)
-            for hook in self.assembly.hooks.values():
+            running = Running(trainer, self.assembly.inference, self.assembly.splits, self.folder, total, self.assembly.config.run.seed, self._log)
+            for name, hook in self.assembly.hooks.items():
                 hook.begin(running)
+                if name in self._hooks:
+                    hook.load_state_dict(self._hooks[name])
                 trainer.watchers.append(hook.metrics)
             if trainer.step_number == 0:
                 self.kept = self.assembly.evaluation.baseline()
@@ -115,8 +118,7 @@ class Loop:
                 f"{self.folder}: its checkpoint is of another configuration ({differ}); put {CONFIG} back or start anew"
             )
         self.trainer.load_state_dict(state["trainer"], snapshots)
-        for name, hook in self.assembly.hooks.items():
-            hook.load_state_dict(state["hooks"][name])
+        self._hooks = state["hooks"]
         self.kept, self.seconds = state["kept"], state["seconds"]
         return int(state["metrics_bytes"])
 

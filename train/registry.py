@@ -96,13 +96,11 @@ SUPPLIED: dict[str, frozenset[str]] = {
     "augment": frozenset({"channels", "size"}),
     "encoder": frozenset({"channels", "shape"}),
     "projector": frozenset({"features"}),
-    "batches": frozenset({"num_rows", "counter", "exclude", "encode", "drop_last"}),
-    "negatives": frozenset({"num_rows", "views", "temperature", "exclude", "counter", "device"}),
+    "batches": frozenset({"num_rows", "counter", "exclude", "encode", "drop_last", "generator"}),
+    "negatives": frozenset({"num_rows", "views", "temperature", "exclude", "counter", "device", "generator"}),
     "proposal": frozenset({"snapshot", "exclude", "probe"}),
     "index": frozenset({"vectors", "rows", "recall_at", "warm", "seed"}),
-    "refresh": frozenset(
-        {"bank", "encode", "measure", "overlap_at", "encode_batch", "factory", "target_recall", "seed", "epoch"}
-    ),
+    "refresh": frozenset({"bank", "encode", "measure", "epoch", "factory", "target_recall", "seed"}),
     "optim": frozenset({"module"}),
     "eval": frozenset({"inference", "splits", "temperature", "device"}),
     "hook": frozenset(),

@@ -126,14 +126,14 @@ class Trainer:
             if tower.refresher is None:
                 continue
             with self.descent.timed("refresh"):
-                before = tower.refresher.staleness
+                before = tower.refresher.probe
                 report = tower.refresher.step(self.step_number)
                 if report is not None:
                     reports.append((tower, report))
                 snapshot = tower.refresher.snapshot
                 if report is not None and report.swapped and snapshot is not None:
                     self._swap(position, snapshot)
-                elif tower.refresher.staleness is not before and snapshot is not None:
+                elif tower.refresher.probe is not before and snapshot is not None:
                     self._update_negatives(position, snapshot)
         return reports
 
