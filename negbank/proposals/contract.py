@@ -12,7 +12,7 @@ from negbank.index import Index, Neighbors
 
 
 class Anchors(NamedTuple):
-    """rows (A,) long: each anchor's own row, `NO_ROW` (−1) for an outside query; queries (A, D): to search with."""
+    """rows (A,) long: each anchor's own row, `NO_ROW` for an outside query; queries (A, D): to search with."""
 
     rows: Tensor
     queries: Tensor

@@ -20,9 +20,10 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
+from negbank.bank import NO_ROW
 from negbank.bounds import Count, Gt, Le, Positive, Supplied, checked
 from negbank.counter import uniforms
-from negbank.exclusions import NO_ROW, Exclusions
+from negbank.exclusions import Exclusions
 from negbank.proposals.adapt import Probe, tune
 from negbank.proposals.cell_rows import AnchorCells, CellRows
 from negbank.proposals.cell_scores import CellScores
@@ -85,7 +86,7 @@ class HeadTailDistribution:
 
     Args:
         rows: (A,) the anchors' own rows.
-        head, head_logits: (A, k) ids and their logits; −1 and −∞ where there is none.
+        head, head_logits: (A, k) ids and their logits; `NO_ROW` and −∞ where there is none.
         cells: the rows that may be drawn by cell.
         logits: (A, C) float32 of a single row of each cell; overwritten.
         floor, exclude: λ and D_i.

@@ -21,12 +21,13 @@ import math
 from typing import Literal
 
 import torch
-from negbank.samplers.batches.partition import assign, closeness, cut, kmeans
+from negbank.samplers.batches.partition import assign, cut
 from negbank.samplers.batches.planned import Planned
 from torch import Tensor
 from torch.nn.functional import normalize, softplus
 
 from negbank.bounds import Annotated, Count, Ge, Gt, Labels, Supplied, checked
+from negbank.index.kmeans import closeness, lloyd
 from negbank.snapshot import Snapshot
 
 ITERATIONS = 300
@@ -114,7 +115,7 @@ def centres(maps: Tensor, k: int, generator: torch.Generator, restarts: int = 10
     """The k centres (k, E) of least Σ min_c |x − c|² over rows (n, E), of several runs of k-means from k-means++."""
     best, lowest = maps[:k], math.inf
     for _ in range(restarts):
-        found = kmeans(maps, _spread_seeds(maps, k, generator), ITERATIONS)
+        found = lloyd(maps, _spread_seeds(maps, k, generator), ITERATIONS)
         inertia = float((maps.square().sum(1) - 2 * closeness(maps, found).max(1).values).sum())
         if inertia < lowest:
             best, lowest = found, inertia

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from negbank.samplers.batches import Spectral
-from negbank.samplers.batches.partition import assign, closeness, cut, kmeans
+from negbank.samplers.batches.partition import assign, cut
 from negbank.samplers.batches.spectral import centres, embedding, equal_clusters, log_affinity
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
@@ -14,6 +14,7 @@ from sklearn.metrics import adjusted_rand_score
 from torch.nn.functional import normalize
 
 from negbank import Snapshot
+from negbank.index.kmeans import closeness, lloyd
 
 
 def seeded(seed=0):
@@ -136,13 +137,13 @@ def test_kmeans_is_lloyds():
     (x, _), _ = views(200, 5, noise=0.8)
     start = x[:5]
     theirs = KMeans(5, init=start.numpy(), n_init=1, max_iter=100, algorithm="lloyd", tol=0).fit(x.numpy())
-    np.testing.assert_allclose(kmeans(x, start, 100).numpy(), theirs.cluster_centers_, atol=1e-5)
+    np.testing.assert_allclose(lloyd(x, start, 100).numpy(), theirs.cluster_centers_, atol=1e-5)
 
 
 def test_a_centre_without_rows_stays():
     x = torch.tensor([[1.0, 0.0], [0.9, 0.1]])
     far = torch.tensor([[1.0, 0.0], [-9.0, 0.0]])
-    assert kmeans(x, far, 5)[1].tolist() == [-9.0, 0.0]
+    assert lloyd(x, far, 5)[1].tolist() == [-9.0, 0.0]
 
 
 IDENTICAL = torch.ones(500, 8)
