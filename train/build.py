@@ -134,7 +134,7 @@ def build(
     autocast = functools.partial(
         torch.autocast, device.type, dtype=torch.bfloat16, enabled=precision == "bf16", cache_enabled=True
     )
-    encoders = [each.to(device) for each in _encoders(config, sides, encoder)]
+    encoders = [each.to(device, memory_format=torch.channels_last) for each in _encoders(config, sides, encoder)]  # type: ignore[call-overload]
     inference = [Inference(each, device=device, autocast=autocast) for each in encoders]
     hooks = {name: make("hook", getattr(config, name, Options())) for name in registry.names("hook")}
     refreshers: list[Refresher | None] = [None] * len(sides)

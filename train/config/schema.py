@@ -60,7 +60,11 @@ def section(mark: Section) -> Any:
         (name,) = names
         return Annotated[model(mark.kind, name), BeforeValidator(lambda data: _filled(data, mark.options))]
     members = tuple(Annotated[model(mark.kind, name), Tag(tag(name))] for name in names)
-    chosen = Discriminator(functools.partial(_chosen, mark.kind), custom_error_type="type", custom_error_message="type")
+
+    def choose(data: Any) -> str | None:
+        return _chosen(mark.kind, data)
+
+    chosen = Discriminator(choose, custom_error_type="type", custom_error_message="type")
     return Annotated[Union[members], chosen, BeforeValidator(functools.partial(_named, mark))]  # noqa: UP007
 
 
