@@ -6,6 +6,7 @@ A new method is one file, one dataclass in `train/options.py`, and one line here
 from __future__ import annotations
 
 import functools
+import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -33,6 +34,7 @@ from negbank.train.data.augment import PRESETS, Augment, Plain
 from negbank.train.data.images import ImageSubset, Splits
 from negbank.train.encoders import ENCODERS, Embedder, Projector
 from negbank.train.evaluate import Evaluator
+from negbank.train.hooks import Hook
 from negbank.train.inference import Inference
 from negbank.train.options import Config
 from negbank.train.trainer import Trainer
@@ -52,6 +54,7 @@ class Assembly:
     trainer: Trainer
     evaluator: Evaluator
     inference: Inference
+    hooks: dict[str, Hook]
     steps: int
     device: torch.device
     precision: str
@@ -78,14 +81,10 @@ def build(config: Config, *, embedder: nn.Module | None = None, splits: Splits |
             f"batches.batch_size={config.batches.batch_size}: data.type={config.data.type} has {count} training rows; "
             f"choose at most that"
         )
-    ablated = config.ablation.proposals if config.ablation.every is not None else []
-    named = {f"ablation.proposals[{i}]": each for i, each in enumerate(ablated)}
     for section in ("negatives", "batches"):
-        named[f"{section}.proposal"] = getattr(getattr(config, section), "proposal", None)
-    for path, each in named.items():
-        k = getattr(each, "k", 1)
+        k = getattr(getattr(getattr(config, section), "proposal", None), "k", 1)
         if k >= count:
-            raise ValueError(f"{path}.k={k}: there are only {count - 1} other training rows; lower k")
+            raise ValueError(f"{section}.proposal.k={k}: there are only {count - 1} other training rows; lower k")
     augment, plain = views(config, splits)
     if embedder is None:
         embedder = build_embedder(config, channels=splits.train.shape[0])
@@ -103,10 +102,11 @@ def build(config: Config, *, embedder: nn.Module | None = None, splits: Splits |
         return inference.embeddings(splits.train, rows)
 
     batches = build_batches(config, count, encode)
+    hooks = build_hooks(config)
     refresher = None
     task = Task(count, device, generator(seed, "negatives"), lambda: None if refresher is None else refresher.staleness)
     negatives = build_negatives(config, task)
-    if wants_snapshot(config):
+    if reads_snapshot(config) or any(hook.reads_snapshot for hook in hooks.values()):
         require_factory(config.index.factory, width)
         unit = len(batches) if config.refresh.unit == "epochs" else 1
         refresher = Refresher(
@@ -149,7 +149,7 @@ def build(config: Config, *, embedder: nn.Module | None = None, splits: Splits |
         max_rows=config.eval.max_rows,
         global_rows=config.eval.global_rows,
     )
-    return Assembly(config, splits, trainer, evaluator, inference, steps, device, precision)
+    return Assembly(config, splits, trainer, evaluator, inference, hooks, steps, device, precision)
 
 
 STREAMS = ("weights", "batches", "views", "negatives")
@@ -438,13 +438,35 @@ PROPOSALS: dict[str, Callable[..., Proposal]] = {
 }
 
 
-def wants_snapshot(config: Config) -> bool:
-    """Whether any sampler or ablation of the run reads the bank's index; if none does, none is built."""
-    return config.ablation.every is not None or reads_snapshot(config)
+HOOKS = {
+    "meetings": "negbank.train.studies.meetings:Meetings",
+    "memory": "negbank.train.studies.memory:Memory",
+    "ablation": "negbank.train.studies.ablation.live:Live",
+    "gradient_error": "negbank.train.studies.gradient_error:GradientError",
+}
+"""What attaches to a run, in the order of their measures; each is told the section of its name, if there is one."""
+
+
+def build_hooks(config: Config) -> dict[str, Hook]:
+    """The hooks of a run."""
+    hooks = {}
+    for name, where in HOOKS.items():
+        module, _, attribute = where.partition(":")
+        options = dict(vars(getattr(config, name))) if hasattr(config, name) else {}
+        if "proposals" in options:
+            options["proposals"] = [chosen(each) for each in options["proposals"]]
+        hooks[name] = getattr(importlib.import_module(module), attribute)(**options)
+    return hooks
+
+
+def chosen(section: Any) -> functools.partial[Proposal]:
+    """The proposal that a section names with the options that it sets."""
+    options = {k: v for k, v in vars(section).items() if k != "type" and v is not None}
+    return functools.partial(PROPOSALS[section.type], **options)
 
 
 def reads_snapshot(config: Config) -> bool:
-    """Whether the method itself does."""
+    """Whether a sampler of the run reads the bank's index."""
     if config.batches.type != "uniform":
         return True
     if config.negatives.type == "hardest" or getattr(config.negatives, "search", None) == "index":

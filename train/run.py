@@ -6,7 +6,7 @@ metrics.jsonl    one row a logged step, refresh, evaluation and gradient error; 
 tensorboard/     the same, and the speed
 checkpoints/     the newest two (train/checkpoint.py)
 summary.json, summary.png
-ablation/        what `ablation.every` asks for (train/ablation/live.py)
+ablation/        what `ablation.every` asks for (train/studies/ablation/live.py)
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 from types import FrameType
@@ -26,13 +26,13 @@ from typing import Any
 
 import torch
 import yaml
-from negbank.train import checkpoint, memory, report
-from negbank.train.ablation import live
+from negbank.train import checkpoint, report
 from negbank.train.build import Assembly, build, reads_snapshot
 from negbank.train.config import load, to_dict
 from negbank.train.data.images import Splits
-from negbank.train.gradient import gradient_error
+from negbank.train.hooks import Running
 from negbank.train.options import Config
+from negbank.train.settings import differences
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
@@ -73,6 +73,7 @@ def start(
             f"`negbank train --resume {folder}`, replace it with --overwrite, or choose another run.dir"
         )
     assembly = build(config, embedder=embedder, splits=splits)
+    run = _Run(folder, assembly)
     _claim(folder, assembly)
     for name in found:
         if (folder / name).is_dir():
@@ -80,7 +81,7 @@ def start(
         else:
             (folder / name).unlink()
     write_config(folder, config)
-    return _Run(folder, assembly).run()
+    return run.run()
 
 
 def resume(folder: Path, *, embedder: nn.Module | None = None, splits: Splits | None = None) -> dict[str, Any]:
@@ -139,10 +140,20 @@ class _Run:
         self.seconds = 0.0
         self._asked: int | None = None
         self._done = False
+        running = Running(
+            self.trainer,
+            assembly.inference,
+            assembly.splits,
+            folder,
+            assembly.steps,
+            assembly.config.run.seed,
+            self._log,
+        )
+        for hook in assembly.hooks.values():
+            hook.begin(running)
 
     def run(self) -> dict[str, Any]:
         options, trainer, total = self.assembly.config.run, self.trainer, self.assembly.steps
-        self._ablation = live(self.assembly, self.folder / "ablation")
         started = time.perf_counter() - self.seconds
         self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=trainer.step_number + 1)
         with (
@@ -163,15 +174,17 @@ class _Run:
                 self._refresh()
             while trainer.step_number < total:
                 metrics = trainer.step()
+                for hook in self.assembly.hooks.values():
+                    metrics |= hook.metrics(trainer.rows)
                 step = trainer.step_number
                 bar.update()
                 if step % options.log_every == 0 or step == total:
                     self._log(report.STEP, {**metrics, "encodings": self._encodings()})
                     self._board.add_scalar("speed/steps_per_second", bar.format_dict["rate"] or 0.0, step)
                     bar.set_postfix(_postfix(metrics), refresh=False)
-                self._ablate()
-                if step in self.assembly.config.gradient_error.steps:
-                    self._measure_gradient()
+                with self._named():
+                    for hook in self.assembly.hooks.values():
+                        hook.after(step)
                 if step < total:
                     self._refresh()
                 if step % self.assembly.config.eval.every == 0 and step < total:
@@ -196,6 +209,8 @@ class _Run:
         state, snapshot = found
         _require_same(to_dict(self.assembly.config), state["config"], self.folder)
         self.trainer.load_state_dict(state["trainer"], snapshot)
+        for name, hook in self.assembly.hooks.items():
+            hook.load_state_dict(state["hooks"][name])
         torch.set_rng_state(state["random"])
         self.kept, self.seconds = state["kept"], state["seconds"]
         return int(state["metrics_bytes"])
@@ -208,17 +223,6 @@ class _Run:
         self._log(report.REFRESH, found._asdict())
         if found.version == 0 and self.trainer.refresher is not None and self.trainer.refresher.snapshot is not None:
             tqdm.write(f"index: {self.trainer.refresher.snapshot.index.report}")
-
-    def _ablate(self) -> None:
-        refresher = self.trainer.refresher
-        if self._ablation is not None and refresher is not None:
-            with self._named():
-                self._ablation.step(self.trainer.step_number, refresher.snapshot)
-
-    def _measure_gradient(self) -> None:
-        with self._named():
-            found = gradient_error(self.trainer, draws=self.assembly.config.gradient_error.draws)
-        self._log(report.GRADIENT, found)
 
     def _evaluate(self, prefix: str = "") -> None:
         with self._named():
@@ -245,7 +249,7 @@ class _Run:
         except ValueError as error:
             raise RunError(f"step {self.trainer.step_number}: {error}") from error
 
-    def _log(self, event: str, values: dict[str, Any]) -> None:
+    def _log(self, event: str, values: Mapping[str, Any]) -> None:
         row = {
             "event": event,
             **{k: v if _finite(v) else None for k, v in values.items()},
@@ -267,6 +271,7 @@ class _Run:
         state = {
             "config": to_dict(self.assembly.config),
             "trainer": self.trainer.state_dict(),
+            "hooks": {name: hook.state_dict() for name, hook in self.assembly.hooks.items()},
             "random": torch.get_rng_state(),
             "kept": self.kept,
             "seconds": self.seconds,
@@ -280,12 +285,13 @@ class _Run:
             **self.kept,
             "steps": self.trainer.step_number,
             "encodings": self._encodings(),
-            "bytes": memory.held(self.trainer),
             "seconds": round(self.seconds, 2),
             "seconds_by_phase": {k: round(v, 3) for k, v in self.trainer.seconds.items()},
             "device": str(self.assembly.device),
             "precision": self.assembly.precision,
         }
+        for hook in self.assembly.hooks.values():
+            summary |= hook.finish()
         report.draw_summary(report.read_metrics(self.folder / METRICS), summary, self.folder / "summary.png")
         checkpoint.replace(self.folder / "summary.json", json.dumps(summary, indent=1) + "\n")
         return summary
@@ -347,21 +353,8 @@ def _claim(folder: Path, assembly: Assembly) -> None:
 
 
 def _require_same(mine: dict[str, Any], theirs: dict[str, Any], folder: Path) -> None:
-    shown = differences(mine, theirs, "in the checkpoint")
+    shown = differences(mine, theirs, "in the checkpoint", MAY_DIFFER)
     if shown:
         raise RunError(
             f"{folder}: its checkpoint is of another configuration ({shown}); put {CONFIG} back or start anew"
         )
-
-
-def differences(mine: dict[str, Any], theirs: dict[str, Any], where: str) -> str:
-    """The first keys in which two configurations differ, such as `run.steps: 9 there, 8 now`; '' for one run's."""
-    a, b = _flat(mine), _flat(theirs)
-    differ = [k for k in sorted(a | b) if a.get(k) != b.get(k) and k not in MAY_DIFFER]
-    return "; ".join(f"{k}: {b.get(k)} {where}, {a.get(k)} now" for k in differ[:6])
-
-
-def _flat(value: Any, path: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict):
-        return {path: value}
-    return {k: v for key, inner in value.items() for k, v in _flat(inner, f"{path}.{key}".strip(".")).items()}

@@ -24,7 +24,6 @@ from negbank.train.data.images import Images
 from negbank.train.descent import Descent, NonFiniteError
 from negbank.train.losses import info_nce, surrogate
 from negbank.train.measures import mean_cosine
-from negbank.train.meetings import Meetings
 from torch import Tensor, nn
 
 from negbank import EmbeddingBank, Refresher, Snapshot
@@ -80,8 +79,8 @@ class Trainer:
         self.batches, self.negatives, self.bank, self.refresher = batches, negatives, bank, refresher
         self.optimiser, self.descent, self.temperature = optimiser, Descent(optimiser, schedule), temperature
         self.generator, self.device, self.autocast = generator, device, autocast
-        self.meetings = Meetings(len(images), images.labels, device)
         self.encodings = 0
+        self.rows = torch.empty(0, dtype=torch.long, device=device)  # of the newest step
         self._stream = self._endless()
 
     @property
@@ -114,7 +113,7 @@ class Trainer:
             NonFiniteError: before anything is changed by a loss, embedding or gradient that is not finite.
         """
         with self.descent.timed("data"):
-            rows = torch.tensor(next(self._stream), device=self.device)
+            rows = self.rows = torch.tensor(next(self._stream), device=self.device)
         drawn = rows[:0]
         if not self.negatives.fresh_queries:
             with self.descent.timed("draw"):
@@ -145,7 +144,6 @@ class Trainer:
             "loss": float(value),
             "positive": float((first * second).sum(-1).mean()),
             "mean_cosine": mean_cosine(first),
-            **self.meetings(rows),
             "lr": rate,
             **info,
         }
@@ -185,7 +183,6 @@ class Trainer:
             "momentum_encoder": None if self.momentum_encoder is None else self.momentum_encoder.state_dict(),
             "bank": self.bank.state_dict(),
             "batches": self.batches.state_dict(),
-            "meetings": self.meetings.state_dict(),
             "negatives": self.negatives.state_dict(),
             "refresher": None if self.refresher is None else self.refresher.state_dict(),
             "generator": self.generator.get_state(),
@@ -204,7 +201,6 @@ class Trainer:
             self.refresher.load_state_dict(state["refresher"], snapshot)
             self._swap(snapshot)
         self.batches.load_state_dict(state["batches"])
-        self.meetings.load_state_dict(state["meetings"])
         self.negatives.load_state_dict(state["negatives"])
         self._stream = self._endless()
 

@@ -15,8 +15,8 @@ from negbank.train.build import (
     choose_device,
     choose_precision,
     generator,
+    reads_snapshot,
     require_factory,
-    wants_snapshot,
 )
 from negbank.train.options import Config
 from negbank.train.pairs.trainer import PairTrainer, Read, Side, encode
@@ -94,7 +94,7 @@ def _side(
     fresh: Callable[[Tensor], Tensor] = functools.partial(encode, encoder, read)
     bank = EmbeddingBank(num_rows, fresh(torch.arange(1)).shape[1], device=device)
     negatives = build_negatives(config, Task(num_rows, device, random, lambda: None, views=1, exclude=exclude))
-    if not wants_snapshot(config):
+    if not reads_snapshot(config):
         return Side(encoder, read, bank, negatives)
     require_factory(config.index.factory, bank.vectors.shape[1])
     refresher = Refresher(
