@@ -42,10 +42,12 @@ import torch
 from negbank.samplers.batches import Drawn
 from negbank.samplers.negatives import Emc2, EncodedBatch, Importance, InBatch, Negatives, SogClr, Ticket
 from negbank.train.ablation.sources import moved
+from negbank.samplers.negatives import Emc2, EncodedBatch, Importance, InBatch, Negatives, SogClr
 from negbank.train.data.augment import PRESETS, Augment
 from negbank.train.data.sources import load
 from negbank.train.losses import surrogate
 from negbank.train.measures import mean_cosine
+from negbank.train.studies.ablation.sources import moved
 from proposals import truth
 from torch import Tensor, nn
 from torch.nn import functional as F

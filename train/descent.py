@@ -16,6 +16,9 @@ from torch import Tensor, nn
 class NonFiniteError(RuntimeError):
     """Training diverged; raised before the optimiser step, naming the step and the rows."""
 
+    exit_code = 3
+    """Of a run that ends with it."""
+
 
 class Descent:
     """An optimiser under a schedule of its learning rates, with the steps taken and the seconds of every phase.

@@ -18,6 +18,7 @@ from torch import Tensor
 class Running(NamedTuple):
     """The run that a hook is attached to.
 
+    inference: of each tower.
     folder: of the run; a hook writes into one of its own inside.
     steps: how many the run takes in all.
     seed: of the run.

@@ -25,7 +25,7 @@ examples:
 
   3. A corpus larger than memory, in shards, on two processes; stopped and started again at will.
 
-     torchrun --nproc-per-node 2 -m negbank.train.cli mine --corpus shards/ --queries queries.npy \\
+     torchrun --nproc-per-node 2 -m negbank mine --corpus shards/ --queries queries.npy \\
          --positives pairs.npy --num-negatives 50 --memory-budget 2GB --out mined
 """
 CHOICES = {
@@ -56,7 +56,7 @@ SEARCH: dict[str, tuple[type, str]] = {
 }
 
 
-def add_commands(commands: Any) -> None:
+def add(commands: Any) -> None:
     """Register the commands with the subparsers of the command line."""
     raw = argparse.RawDescriptionHelpFormatter
     mine = commands.add_parser(
@@ -132,7 +132,7 @@ def add_commands(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run one of the commands; the exit code as of `negbank.train.cli.main`."""
+    """Run one of the commands; the exit code as of `negbank.train.commands.main`."""
     from negbank import DamagedResultError, DamagedSnapshotError
 
     acts = {
