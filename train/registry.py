@@ -28,8 +28,6 @@ REGISTRY: dict[str, dict[str, str | Callable[..., Any]]] = {
         "stl10": "negbank.train.data.images.sources:stl10",
         "fashion_mnist": "negbank.train.data.images.sources:fashion_mnist",
         "image_folder": "negbank.train.data.images.folder:image_folder",
-        "tensors": "negbank.train.data.tensors:tensors",
-        "pairs": "negbank.train.data.pairs:pairs",
         "own": "negbank.train.fit:own",
     },
     "augment": {"views": "negbank.train.data.images.augment:Augment"},
@@ -112,10 +110,7 @@ ALIASES: dict[str, dict[str, str]] = {
     "batches": {"batchsampler": "prosampler"},
 }
 """Other names that people type."""
-ROOTS: dict[str, str] = {
-    "ablate": "negbank.train.studies.ablation.run:ablate",
-    "compare": "negbank.train.studies.compare.run:compare",
-}
+ROOTS: dict[str, str] = {}
 """Commands whose YAML has the arguments of a function; that of `train` has the sections of a run."""
 CHECKED: dict[str, str] = {
     "ablate": "negbank.train.studies.ablation.check:impossible",

@@ -24,7 +24,8 @@ VERBS = (
     "negbank.train.commands.ablate",
     "negbank.train.commands.compare",
     "negbank.train.commands.validate",
-    "negbank.train.commands.keys",
+    "negbank.train.commands.list",
+    "negbank.train.commands.schema",
     "negbank.train.mine",
 )
 CODES = {
@@ -43,7 +44,7 @@ examples:
   negbank compare configs/compare_mnist5k.yaml                   methods at equal steps and equal encodings
   negbank mine --corpus c.npy --queries q.npy --out mined        hard negatives for embeddings; see mine --help
   negbank validate configs/*.yaml                                check files without running them
-  negbank keys                                                   every key, its default and its meaning
+  negbank list                                                   every name and key, its default and its meaning
 """
 
 
