@@ -16,7 +16,7 @@ import matplotlib
 matplotlib.use("Agg")
 import torch
 from matplotlib import pyplot as plt
-from negbank.samplers.batches import Knn, Ordered, ProSampler, Spectral, Uniform
+from negbank.samplers.batches import Knn, Ordered, ProSampler, Spectral, UniformBatches
 from proposals import truth
 from sklearn.datasets import load_digits
 from sklearn.manifold import TSNE
@@ -51,12 +51,12 @@ def main() -> None:
         return torch.Generator().manual_seed(0)
 
     samplers = {
-        "uniform": Uniform(count, SIZE, generator=seeded()),
-        "ordered (5 of 10)": Ordered(count, SIZE, pool=10, keep=5, generator=seeded()),
+        "uniform": UniformBatches(count, SIZE, generator=seeded()),
+        "ordered (5 of 10)": Ordered(count, SIZE, temperature=0.1, pool=10, keep=5, generator=seeded()),
         "prosampler (M = 500, K = 50)": ProSampler(count, SIZE, candidates=500, neighbors=50, generator=seeded()),
         "knn": Knn(count, SIZE, neighbors=64, generator=seeded()),
-        "spectral, groups of 10": Spectral(count, SIZE, group=10, generator=seeded()),
-        "spectral, global": Spectral(count, SIZE, scope="global", generator=seeded()),
+        "spectral, groups of 10": Spectral(count, SIZE, temperature=0.1, group=10, generator=seeded()),
+        "spectral, global": Spectral(count, SIZE, temperature=0.1, scope="global", generator=seeded()),
     }
     figure, axes = plt.subplots(2, 3, figsize=(12, 8), layout="constrained")
     print("| batches | cosine | loss | one class |\n|---|---|---|---|")

@@ -25,7 +25,7 @@ import numba
 import numpy as np
 import torch
 from negbank.samplers.batches import Spectral
-from negbank.samplers.batches.partition import assign, closeness, cut, kmeans, means
+from negbank.samplers.batches.partition import assign, cut
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 from sklearn.cluster import KMeans
@@ -34,6 +34,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from negbank import Snapshot
+from negbank.index.kmeans import closeness, lloyd, means
 
 BETA, NEIGHBORS = 10.0, 15
 Edges = tuple[Tensor, Tensor, Tensor]
@@ -101,7 +102,7 @@ def rounded(z: Tensor, size: int, generator: torch.Generator, fan: int = 64, lea
             return [rows]
         cells = count if count <= leaf else min(fan, -(-count // leaf))
         x = z[rows]
-        close = closeness(x, kmeans(x[: 256 * cells], x[:cells], 8))
+        close = closeness(x, lloyd(x[: 256 * cells], x[:cells], 8))
         sizes = torch.bincount(close.argmax(1), minlength=cells)
         most = 1 if cells == count else -(-count // 2)
         shares = (sizes // size).clamp(max=most)
@@ -247,7 +248,7 @@ def main() -> None:
     exact = Snapshot.build(z, factory="exact")  # no index is searched here
 
     def planned(scope: str) -> Tensor:
-        sampler = Spectral(len(z), size, scope=scope, group=options.group, generator=generator)  # type: ignore[arg-type]
+        sampler = Spectral(len(z), size, temperature=0.1, scope=scope, group=options.group, generator=generator)  # type: ignore[arg-type]
         sampler.update(exact)
         return torch.tensor(list(sampler))
 

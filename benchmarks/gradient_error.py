@@ -40,12 +40,14 @@ from typing import Any, NamedTuple
 
 import torch
 from negbank.samplers.batches import Drawn
-from negbank.samplers.negatives import Emc2, EncodedBatch, Importance, InBatch, Negatives, SogClr
+from negbank.samplers.negatives import Emc2, EncodedBatch, Importance, InBatch, Negatives, SogClr, Ticket
 from negbank.train.ablation.sources import moved
+from negbank.samplers.negatives import Emc2, EncodedBatch, Importance, InBatch, Negatives, SogClr
 from negbank.train.data.augment import PRESETS, Augment
 from negbank.train.data.sources import load
 from negbank.train.losses import surrogate
 from negbank.train.measures import mean_cosine
+from negbank.train.studies.ablation.sources import moved
 from proposals import truth
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -244,7 +246,7 @@ class Trial:
     def __init__(self, problem: Problem, method: Method, rows: int, draws: int, *, seed: int, warmup: int) -> None:
         self.problem, self.near, self.rows, self.count = problem, method.near, rows, len(problem.z) // 2
         self.random, self.coins, draw = (torch.Generator().manual_seed(seed + k) for k in range(3))
-        self.sampler = method.make(draws, draw)
+        self.sampler, self.step = method.make(draws, draw), 0
         self.sampler.update(problem.bank)
         self.batches = None
         if method.group:
@@ -275,21 +277,23 @@ class Trial:
             left[cosines.topk(min(self.near, self.rows - inside)).indices] = 0
         return (left == 0).nonzero()[:, 0]
 
-    def draw(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Drawn rows (E,), and which of the 2N embeddings the step makes (2B + E,), drawn rows under a random view."""
+    def draw(self, rows: Tensor) -> tuple[Ticket, Tensor]:
+        """The sampler's ticket, and which of the 2N embeddings the step makes (2B + E,), drawn rows under a random view."""
         queries = unit_rows(self.problem.z[rows] + self.problem.z[rows + self.count])
-        drawn = self.sampler.draw(rows, queries if self.sampler.fresh_queries else None)
+        self.step += 1
+        ticket = self.sampler.draw(rows, step=self.step, queries=queries if self.sampler.fresh_queries else None)
+        drawn = ticket.further
         view = torch.randint(2, (len(drawn),), generator=self.coins)
-        return drawn, torch.cat((rows, rows + self.count, drawn + view * self.count))
+        return ticket, torch.cat((rows, rows + self.count, drawn + view * self.count))
 
     def visit(self, rows: Tensor, *, encode: bool = True) -> tuple[EncodedBatch, Negatives]:
         """One step as a trainer makes it, up to the negatives; without `encode` the known embeddings are read."""
-        drawn, at = self.draw(rows)
+        ticket, at = self.draw(rows)
         encoder = self.problem.encoder if encode else None
         z = self.problem.z[at] if encoder is None else encoder(self.problem.inputs[at])
         expected = None if self.batches is None else partial(self.batches.expected, rows)
-        batch = EncodedBatch.from_views(rows, z, drawn, expected=expected)
-        return batch, self.sampler(batch)[0]
+        batch = EncodedBatch.from_views(rows, z, ticket.further, expected=expected)
+        return batch, self.sampler(batch, ticket)[0]
 
 
 def fitted(problem: Problem, method: Method, rows: int, encodings: int) -> tuple[int, int]:

@@ -15,7 +15,7 @@ import time
 import torch
 
 from negbank import ExactIndex, FaissIndex
-from negbank.index.faiss import choose_factory
+from negbank.index.auto import choose_factory
 
 
 def rows(count: int, dim: int, generator: torch.Generator) -> torch.Tensor:
@@ -47,7 +47,7 @@ def main() -> None:
             started = time.perf_counter()
             imbalance = index._build(factory, cells, 0)
             seconds = time.perf_counter() - started
-            index._set_effort("nprobe", old.report.nprobe or 1)
+            index._index.nprobe = old.report.nprobe or 1
             ids = index._nearest(now[queries], 64)
             recall = float((ids[:, :, None] == truth[:, None, :]).any(1).double().mean())
             found[name].append((seconds, recall, imbalance or 0.0))

@@ -15,7 +15,7 @@ import argparse
 
 import torch
 from negbank.samplers.mixing import effective_sample_size, supremum, total_variation
-from negbank.train.ablation.sources import moved
+from negbank.train.studies.ablation.sources import moved
 from sklearn.datasets import load_digits
 
 from negbank import Snapshot

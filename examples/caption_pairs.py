@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from negbank.train.config import parse
-from negbank.train.pairs import PairTrainer, build_pairs, recall_both_ways
 from torch import Tensor, nn
 
-from negbank import Exclusions
+from negbank.counter import seeded_uniforms
+from negbank.train.build import build
+from negbank.train.config import parse
+from negbank.train.data.contract import Pairs, Splits
 
 KS = (1, 5, 10)
 PROPOSAL = {"type": "nearest", "k": 32}
@@ -93,25 +94,24 @@ def padded(ids: list[list[int]], *, longest: int = 32) -> Tensor:
     return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1)
 
 
-def reader(tokens: Tensor, drop: float) -> Callable[[Tensor, torch.Generator | None], Tensor]:
-    """Rows → tokens, in training without a share `drop` of them."""
+class Captions:
+    """Tokens (N, L) of one caption a row, under a seed without a random share `drop` of them."""
 
-    def read(rows: Tensor, generator: torch.Generator | None) -> Tensor:
-        found = tokens[rows]
-        if generator is None:
+    labels = None
+
+    def __init__(self, tokens: Tensor, drop: float) -> None:
+        self.tokens, self.drop = tokens, drop
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def read(self, rows: Tensor, seeds: Tensor | None) -> Tensor:
+        found = self.tokens[rows]
+        if seeds is None:
             return found
-        gone = torch.rand(found.shape, generator=generator) < drop
+        gone = seeded_uniforms(seeds, found.shape[1]) < self.drop
         gone[:, 0] = False
         return found.masked_fill(gone, -1)
-
-    return read
-
-
-@torch.no_grad()
-def recall(trainer: PairTrainer, held_out: Sequence[Tensor]) -> dict[str, float]:
-    """Recall at `KS` both ways on held-out pairs."""
-    encoders = (trainer.left.encoder.eval(), trainer.right.encoder.eval())
-    return recall_both_ways(*(encoder(tokens) for encoder, tokens in zip(encoders, held_out)), ks=KS)
 
 
 def main(
@@ -132,14 +132,18 @@ def main(
     count = len(train[0]) // pairs
     tokens = packaged_tokens() if packaged else None
     table, tokenize = random_tokens(train[0] + train[1]) if tokens is None else tokens
-    reads = [reader(padded(tokenize(texts)), drop) for texts in train]
-    held_out = [padded(tokenize(captions(folder, "val", side))) for side in (1, 2)]
-    exclude = None if pairs == 1 else Exclusions(count * pairs, groups=torch.arange(count).repeat(pairs))
+    sides = [Captions(padded(tokenize(texts)), drop) for texts in train]
+    held_out = [Captions(padded(tokenize(captions(folder, "val", side))), drop) for side in (1, 2)]
+    groups = None if pairs == 1 else torch.arange(count).repeat(pairs)
+    splits = Splits(Pairs(*sides, groups), Pairs(*held_out, None), ())
     print(f"{count * pairs} pairs, {len(held_out[0])} held out, {len(table)} tokens of width {table.shape[1]}")
     results: dict[str, dict[str, float]] = {}
     for name in names:
         config, _ = parse(
             {
+                "data": {"type": "own"},
+                "encoder": {"type": "own"},
+                "eval": {"type": "retrieval", "ks": list(KS)},
                 "batches": {"batch_size": batch_size},
                 "negatives": NEGATIVES[name],
                 "loss": {"temperature": temperature},
@@ -148,17 +152,17 @@ def main(
             }
         )
         torch.manual_seed(seed)
-        sides = [(TextEncoder(table), read) for read in reads]
-        trainer = build_pairs(config, count * pairs, *sides, exclude=exclude)
+        run = build(config, encoder=[TextEncoder(table) for _ in sides], splits=splits)
+        trainer = run.trainer
         if not results:
-            results["static"] = {**recall(trainer, held_out), "encodings": 0, "seconds": 0.0}
+            results["static"] = {**run.evaluation.full(), "encodings": 0, "seconds": 0.0}
             _show("static", results["static"])
         started = time.perf_counter()
         for _ in range(steps):
             trainer.step()
             trainer.refresh()
         seconds = time.perf_counter() - started
-        results[name] = {**recall(trainer, held_out), "encodings": trainer.encodings, "seconds": seconds}
+        results[name] = {**run.evaluation.full(), "encodings": trainer.encodings, "seconds": seconds}
         _show(name, results[name])
     if out is not None:
         _append(out, results, {"seed": seed, "steps": steps, "batch_size": batch_size, "pairs": pairs})

@@ -8,14 +8,14 @@ import itertools
 import sys
 
 import torch
-from negbank.samplers.batches import Uniform
-from negbank.samplers.negatives import Emc2, EncodedBatch
-from negbank.train.losses import info_nce, surrogate
 from sklearn.datasets import load_digits
 from torch import nn
 
 from negbank import EmbeddingBank, Refresher
 from negbank.proposals import Nearest
+from negbank.samplers.batches import UniformBatches
+from negbank.samplers.negatives import Emc2, EncodedBatch
+from negbank.train.losses import info_nce, surrogate
 
 TEMPERATURE = 0.2
 
@@ -35,16 +35,18 @@ def main(steps: int) -> float:
         return x + 0.3 * torch.randn(x.shape, generator=generator)
 
     bank = EmbeddingBank(len(images), 64)
-    refresher = Refresher(bank, every=50)  # an index over the rows as they were trained, rebuilt every 50 steps
+    refresher = Refresher(
+        bank, every=50, unit="steps"
+    )  # an index over the rows as they were trained, rebuilt every 50 steps
     nearest = functools.partial(Nearest, k=32, temperature=TEMPERATURE, floor=0.3)
-    negatives = Emc2(len(images), temperature=TEMPERATURE, proposals="both", proposal=nearest, generator=generator)
-    loader = torch.utils.data.DataLoader(range(len(images)), batch_sampler=Uniform(len(images), 32))
+    negatives = Emc2(len(images), temperature=TEMPERATURE, proposals="both", proposal=nearest)
+    loader = torch.utils.data.DataLoader(range(len(images)), batch_sampler=UniformBatches(len(images), 32))
     epochs = itertools.chain.from_iterable(itertools.repeat(loader))
     for step, rows in enumerate(itertools.islice(epochs, steps), start=1):
-        drawn = negatives.draw(rows)  # further rows to encode: index proposals and where the chains stand
+        drawn = (ticket := negatives.draw(rows, step=step)).further  # index proposals, and where the chains stand
         z = embed(view(images[torch.cat((rows, rows, drawn))]))  # all in one forward pass
         batch = EncodedBatch.from_views(rows, z, drawn)
-        found, info = negatives(batch)
+        found, info = negatives(batch, ticket)
         optimiser.zero_grad()
         surrogate(batch, found, temperature=TEMPERATURE).backward()
         optimiser.step()

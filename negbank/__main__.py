@@ -2,7 +2,7 @@
 
 import sys
 
-from negbank.train.cli import main
+from negbank.train.commands import main
 
 if __name__ == "__main__":
     sys.exit(main())

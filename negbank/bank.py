@@ -14,6 +14,8 @@ from torch import Tensor
 
 NEVER = -1
 """Value of `EmbeddingBank.written_at` for a row that was never written."""
+NO_ROW = -1
+"""Row of an anchor that is not itself in the bank (an outside query), and padding in lists of ids."""
 
 
 class BankStatistics(NamedTuple):

@@ -18,7 +18,8 @@ from typing import Annotated, Any, Literal, ParamSpec, TypeVar, get_args, get_or
 from annotated_types import Ge, Gt, Le, Lt
 
 __all__ = [
-    "Annotated", "Count", "Ge", "Gt", "Le", "Literal", "Lt", "Positive", "Section", "Share", "Supplied", "checked",
+    "Annotated", "Count", "Ge", "Gt", "Labels", "Le", "Literal", "Lt", "Positive", "Section", "Share", "Supplied",
+    "checked",
 ]  # fmt: skip
 
 P = ParamSpec("P")
@@ -47,6 +48,10 @@ class Supplied:
 
     def __init__(self, key: str) -> None:
         self.key = key
+
+
+class Labels:
+    """Marks an argument of integer labels (N,) that YAML names as the path of an .npy file, or leaves out."""
 
 
 def checked(function: Callable[P, T]) -> Callable[P, T]:

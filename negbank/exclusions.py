@@ -14,10 +14,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from negbank.bank import NO_ROW
 from negbank.counter import uniforms
 
-NO_ROW = -1
-"""Row of an anchor that is not itself in the bank (an outside query), and padding in lists of ids."""
+NOWHERE = -1
+"""Position of a row that is forbidden."""
+NO_GROUP = -1
+"""Group of a row that shares one with no row that may be drawn."""
 
 
 class Exclusions:
@@ -51,7 +54,7 @@ class Exclusions:
         # Positions: the allowed rows, sorted by group. A group is then the interval [start, start + size).
         rows = allowed.nonzero().flatten()
         self._order = rows[torch.argsort(labels[rows], stable=True)]
-        self._position = torch.full((num_rows,), NO_ROW, dtype=torch.int64)
+        self._position = torch.full((num_rows,), NOWHERE, dtype=torch.int64)
         self._position[self._order] = torch.arange(len(self._order))
         ordered = labels[self._order].contiguous()
         self._start = torch.searchsorted(ordered, labels)
@@ -96,7 +99,7 @@ class Exclusions:
             )
         anchor, position = pairs[:, 0], self._position[pairs[:, 1]]
         inside = (position >= self._start[anchor]) & (position < self._start[anchor] + self._size[anchor])
-        keep = (position != NO_ROW) & ~inside
+        keep = (position != NOWHERE) & ~inside
         pairs = torch.stack((anchor[keep], position[keep]), 1).unique(dim=0)  # sorted by row, then position
         offsets = torch.zeros(self.num_rows + 1, dtype=torch.int64)
         offsets[1:] = torch.bincount(pairs[:, 0], minlength=self.num_rows).cumsum(0)
@@ -121,18 +124,18 @@ class Exclusions:
         return torch.where(rows == NO_ROW, len(self._order), left)
 
     def allowed(self, rows: Tensor, ids: Tensor) -> Tensor:
-        """Whether ids (A, n) lie in D_i of anchors rows (A,): (A, n) bool. An id of −1 never does."""
+        """Whether ids (A, n) lie in D_i of anchors rows (A,): (A, n) bool. `NO_ROW` never does."""
         if self._self_only:
             return (ids != rows[:, None]) & (ids >= 0)
         own = rows.clamp(min=0)[:, None]
-        position = torch.where(ids >= 0, self._position[ids.clamp(min=0)], NO_ROW)
+        position = torch.where(ids >= 0, self._position[ids.clamp(min=0)], NOWHERE)
         start = self._start[own]
         grouped = (rows[:, None] != NO_ROW) & (position >= start) & (position < start + self._size[own])
         listed = self.listed(rows)
         if listed.shape[1]:
             at = torch.searchsorted(listed, position.contiguous()).clamp(max=listed.shape[1] - 1)
             grouped = grouped | (listed.gather(1, at) == position)
-        return (position != NO_ROW) & ~grouped
+        return (position != NOWHERE) & ~grouped
 
     def listed(self, rows: Tensor) -> Tensor:
         """Positions of the listed positives of anchors rows (A,): (A, E), ascending, padded at the end by 2N."""
@@ -148,11 +151,11 @@ class Exclusions:
         return torch.where(at < stop[:, None], self._listed[at.clamp(max=len(self._listed) - 1)], 2 * self.num_rows)
 
     def by_group(self) -> tuple[Tensor, Tensor]:
-        """The rows not forbidden in the order of positions (n,), and every row's group (N,), −1 for none of them.
+        """The rows not forbidden in the order of positions (n,), and every row's group (N,) or `NO_GROUP`.
 
         A row that is not forbidden is in anchor i's group exactly if their numbers, in 0..N−1, agree.
         """
-        return self._order, torch.where(self._size > 0, self._start, -1)
+        return self._order, torch.where(self._size > 0, self._start, NO_GROUP)
 
     def uniform(self, rows: Tensor, n: int, *, generator: torch.Generator | None) -> Tensor:
         """n independent uniform draws from D_i for every anchor of rows (A,): (A, n) ids."""

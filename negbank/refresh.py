@@ -2,10 +2,10 @@
 
     due → (re-encode) → build beside the old one → validate → swap one reference
 
-Staleness is measured, not assumed, on a fixed random probe of rows P:
+Staleness is measured, not assumed, on a fixed random sample of rows S:
 
-    drift    1 − mean_{i∈P} cos(b_i, z_i),   b_i the snapshot's row, z_i a fresh embedding
-    overlap  mean_{i∈P} |T_i(old) ∩ T_i(new)| / k,   T_i the top k of row i
+    drift    1 − mean_{i∈S} cos(b_i, z_i),   b_i the snapshot's row, z_i a fresh embedding
+    overlap  mean_{i∈S} |T_i(old) ∩ T_i(new)| / k,   T_i the top k of row i
     age      optimiser steps since a row was written
     probe    fresh similarities where a proposal looks (proposals/probe.py), for proposals that adapt to them
 """
@@ -13,16 +13,20 @@ Staleness is measured, not assumed, on a fixed random probe of rows P:
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from negbank.bank import EmbeddingBank, unit_rows
+from negbank.bounds import Count, Gt, Le, checked
 from negbank.proposals import Anchors, Probe
 from negbank.snapshot import Snapshot
 
-MODES = ("rolling", "full")
+OVERLAP_AT = 10
+"""k of the overlap."""
+BLOCK = 512
+"""Rows encoded at once in "full" mode."""
 RECALL_SLACK = 0.05
 """A rebuilt index may miss its target recall by this much (its own sampling error) and still be swapped in."""
 
@@ -44,77 +48,70 @@ class RefreshReport(NamedTuple):
 
 
 class Refresher:
-    """Builds a snapshot of the bank every `every` steps, or sooner when the measured drift passes a bound.
+    """Builds a snapshot of the bank again and again, or sooner when the measured drift passes a bound.
 
     Args:
         bank: whose rows are frozen; in `full` mode they are rewritten first.
-        every: optimiser steps between refreshes.
-        mode: "rolling" takes the rows as training wrote them; "full" re-encodes the data set first.
-        encode: rows (B,) → embeddings (B, D) of the current encoder, without gradient. "full" and drift need it.
-        max_drift: refresh early when 1 − mean cosine on the probe passes it; None never does.
-        measure: (snapshot, rows → embeddings, step) → probe: after every swap and drift check; None does not.
+        every: how often the index is rebuilt.
+        unit: what `every` counts, optimiser steps or epochs.
+        mode: rolling takes the rows as training wrote them; full encodes the whole data set anew first.
+        max_drift: rebuild early when 1 − mean cosine on the sample passes this; None never does.
         check_every: steps between drift checks with `max_drift`, and between probes with `measure`.
-        probe_rows: size of the probe.
-        overlap_at: k of the overlap.
-        encode_batch: rows re-encoded at once in "full" mode.
+        probe_rows: rows of the fixed random sample that drift and overlap are measured on.
+        epoch: optimiser steps of an epoch. As long as it is 1, `every` counts steps.
         factory, target_recall: of the index, see `FaissIndex`.
-        seed: of the probe and the index.
+        encode: rows (B,) → embeddings (B, D) of the current encoder, without gradient. "full" and drift need it.
+        measure: (snapshot, step) → probe of its staleness: after every swap and at every check; None does not.
+        seed: of the sample and the index.
 
     Raises:
-        ValueError: for an unknown mode, a count below 1, or `encode` missing where it is needed.
+        ValueError: for an argument out of bounds, or `encode` missing where it is needed.
     """
 
+    @checked
     def __init__(
         self,
         bank: EmbeddingBank,
         *,
-        every: int,
-        mode: str = "rolling",
-        encode: Callable[[Tensor], Tensor] | None = None,
-        max_drift: float | None = None,
-        measure: Callable[[Snapshot, Callable[[Tensor], Tensor], int], Probe] | None = None,
-        check_every: int = 50,
-        probe_rows: int = 256,
-        overlap_at: int = 10,
-        encode_batch: int = 512,
+        every: Count = 1,
+        unit: Literal["steps", "epochs"] = "epochs",
+        mode: Literal["rolling", "full"] = "rolling",
+        max_drift: Annotated[float, Gt(0), Le(2)] | None = None,
+        check_every: Count = 50,
+        probe_rows: Count = 256,
+        epoch: Count = 1,
         factory: str = "auto",
         target_recall: float = 0.95,
+        encode: Callable[[Tensor], Tensor] | None = None,
+        measure: Callable[[Snapshot, int], Probe] | None = None,
         seed: int = 0,
     ) -> None:
-        if mode not in MODES:
-            raise ValueError(f"mode={mode!r}: expected one of {', '.join(MODES)}")
-        if min(every, check_every, probe_rows, overlap_at, encode_batch) < 1:
-            raise ValueError(f"every={every}, check_every={check_every}, probe_rows={probe_rows}: expected at least 1")
-        if encode is None and (mode == "full" or max_drift is not None or measure is not None):
-            raise ValueError(f"encode=None: mode={mode!r} max_drift={max_drift} and `measure` need rows → embeddings")
-        self.bank, self.every, self.mode, self.encode = bank, every, mode, encode
+        if encode is None and (mode == "full" or max_drift is not None):
+            raise ValueError(f"encode=None: mode={mode!r} with max_drift={max_drift} needs rows → embeddings")
+        self.bank, self.every, self.mode = bank, every * (epoch if unit == "epochs" else 1), mode
         self.max_drift, self.check_every = max_drift, check_every
         self.factory, self.target_recall, self.seed = factory, target_recall, seed
-        self._overlap_at, self._encode_batch = overlap_at, encode_batch
         order = torch.randperm(len(bank), generator=torch.Generator().manual_seed(seed))
-        self.probe = order[:probe_rows].sort().values.to(bank.vectors.device)
+        self._sample = order[:probe_rows].sort().values.to(bank.vectors.device)
+        self._encode, self._measure = encode, measure
         self.snapshot: Snapshot | None = None
-        self.staleness: Probe | None = None
-        self._measure = measure
-        self.encodings = 0
+        self.probe: Probe | None = None
 
     def step(self, step: int) -> RefreshReport | None:
         """Refresh if one is due after `step` optimiser steps; what happened, or None when nothing was due.
 
-        `staleness` is measured anew when a snapshot was swapped in, and at every check.
+        `probe` is measured anew when a snapshot was swapped in, and at every check.
         """
         report = self._refresh_if_due(step)
         if self._measure is not None and self.snapshot is not None:
             swapped = report is not None and report.swapped
             if swapped or (step % self.check_every == 0 and step != self.snapshot.step):
-                self.staleness = self._measure(self.snapshot, self._encode, step)
+                self.probe = self._measure(self.snapshot, step)
         return report
 
     def _refresh_if_due(self, step: int) -> RefreshReport | None:
-        if self.mode == "rolling" and int(self.bank.written.sum()) < 2:
-            return None
         if self.snapshot is None:
-            due = self.mode == "full" or step % self.every == 0
+            due = self.mode == "full" or (step % self.every == 0 and int(self.bank.written.sum()) >= 2)
             return self.refresh(step, "first") if due else None
         if step == self.snapshot.step:
             return None
@@ -127,14 +124,14 @@ class Refresher:
         return None
 
     def drift(self) -> float:
-        """1 − mean cosine of the snapshot's probe rows to fresh embeddings; NaN without a snapshot or `encode`."""
-        if self.snapshot is None or self.encode is None:
+        """1 − mean cosine of the snapshot's rows to fresh embeddings; NaN without a snapshot or `encode`."""
+        if self.snapshot is None or self._encode is None:
             return float("nan")
-        probe = self.probe if self.snapshot.rows is None else self.probe[torch.isin(self.probe, self.snapshot.rows)]
-        if len(probe) == 0:
+        rows = self._indexed(self.snapshot)
+        if len(rows) == 0:
             return float("nan")
-        fresh = unit_rows(self._encode(probe))
-        return 1.0 - float((self.snapshot.vectors[probe] * fresh).sum(-1).double().mean())
+        fresh = unit_rows(self._encode(rows))
+        return 1.0 - float((self.snapshot.vectors[rows] * fresh).sum(-1).double().mean())
 
     def refresh(self, step: int, reason: str = "asked for", drift: float | None = None) -> RefreshReport:
         """Build, validate and swap in a snapshot now. `drift`: where it was measured just before.
@@ -145,8 +142,8 @@ class Refresher:
             ValueError: when the very first index misses its recall, or a fresh embedding is not finite.
         """
         drift = self.drift() if drift is None else drift
-        if self.mode == "full":
-            for rows in torch.arange(len(self.bank), device=self.bank.vectors.device).split(self._encode_batch):
+        if self.mode == "full" and self._encode is not None:
+            for rows in torch.arange(len(self.bank), device=self.bank.vectors.device).split(BLOCK):
                 self.bank.write(rows, self._encode(rows), step=step)
         old = self.snapshot
         new = Snapshot.build(
@@ -178,11 +175,9 @@ class Refresher:
         return report
 
     def state_dict(self) -> dict[str, Any]:
-        """Which snapshot is in use and the encodings spent; the snapshot itself is saved with `Snapshot.save`."""
+        """Which snapshot is in use, and its probe; the snapshot itself is saved with `Snapshot.save`."""
         version = None if self.snapshot is None else self.snapshot.version
-        probe = self.staleness
-        saved = None if probe is None else {**probe.anchors._asdict(), **probe._asdict(), "anchors": None}
-        return {"version": version, "encodings": self.encodings, "staleness": saved}
+        return {"version": version, "probe": self.probe and [*self.probe.anchors, *self.probe[1:]]}
 
     def load_state_dict(self, state: dict[str, Any], snapshot: Snapshot | None) -> None:
         """Restore `state_dict` with the snapshot it names.
@@ -193,21 +188,18 @@ class Refresher:
         version = None if snapshot is None else snapshot.version
         if version != state["version"]:
             raise ValueError(f"snapshot: version {version}, the state was taken with {state['version']}")
-        self.snapshot, self.encodings = snapshot, state["encodings"]
-        p = state["staleness"]
-        self.staleness = p and Probe(Anchors(p["rows"], p["queries"]), p["ids"], p["log_q"], p["scores"])
+        self.snapshot, probe = snapshot, state["probe"]
+        self.probe = probe and Probe(Anchors(*probe[:2]), *probe[2:])
 
-    def _encode(self, rows: Tensor) -> Tensor:
-        assert self.encode is not None
-        self.encodings += len(rows)
-        return self.encode(rows)
+    def _indexed(self, snapshot: Snapshot) -> Tensor:
+        """The rows of the sample that the snapshot's index knows."""
+        return self._sample if snapshot.rows is None else self._sample[torch.isin(self._sample, snapshot.rows)]
 
     def _overlap(self, old: Snapshot | None, new: Snapshot) -> float:
         if old is None:
             return float("nan")
-        probe = self.probe if old.rows is None else self.probe[torch.isin(self.probe, old.rows)]
-        k = min(self._overlap_at, len(old.index) - 1)
-        if len(probe) == 0 or k < 1:
+        rows, k = self._indexed(old), min(OVERLAP_AT, len(old.index) - 1)
+        if len(rows) == 0 or k < 1:
             return float("nan")
-        before, after = (s.index.search(s.vectors[probe], k, exclude=probe[:, None]).ids for s in (old, new))
+        before, after = (s.index.search(s.vectors[rows], k, exclude=rows[:, None]).ids for s in (old, new))
         return float((before[:, :, None] == after[:, None, :]).any(1).double().mean())

@@ -6,29 +6,25 @@ density of a step comes from the same version. It is saved and loaded whole, wit
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-import os
-import shutil
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from negbank import files
 from negbank.bank import require_finite, unit_rows
 from negbank.exclusions import Exclusions
-from negbank.index import Cells, ExactIndex, FaissIndex, Graph, Index
+from negbank.index import Cells, ExactIndex, FaissIndex, Index
 from negbank.index.faiss import kmeans_cells
 
 FORMAT = 1
-MANIFEST = "manifest.json"
+REMEDY = "rebuild it from the embeddings; a damaged index would return wrong rows without a word"
 
 
-class DamagedSnapshotError(ValueError):
+class DamagedSnapshotError(files.DamagedError):
     """A saved snapshot whose files are missing, changed, or of another format; it must not be searched."""
 
 
@@ -58,7 +54,6 @@ class Snapshot:
     ) -> None:
         self.vectors, self.index, self.rows = vectors, index, rows
         self.positives, self.step, self.version, self.fingerprint = positives, step, version, fingerprint
-        self._graph: Graph | None = None
 
     def __len__(self) -> int:
         return len(self.vectors)
@@ -140,35 +135,14 @@ class Snapshot:
         every = torch.ones(len(self), dtype=torch.bool, device=self.vectors.device)
         return every if self.rows is None else torch.zeros_like(every).index_fill_(0, self.rows, True)
 
-    def graph(self, k: int) -> Graph:
-        """`Index.graph` of the indexed rows, found once: fewer neighbours are cut from more, whose report it keeps.
-
-        Raises:
-            ValueError: when there are no k other rows.
-        """
-        if self._graph is None or not 1 <= k <= self._graph.ids.shape[1]:
-            self._graph = self.index.graph(k)
-        return Graph(self._graph.ids[:, :k], self._graph.scores[:, :k], self._graph.report)
-
     def save(self, folder: str | Path) -> None:
-        """Write the snapshot as a new folder: built under a temporary name beside it, then renamed.
+        """Write the snapshot as a new folder.
 
         Raises:
             FileExistsError: when the folder is there already; a snapshot is never overwritten.
         """
-        folder = Path(folder)
-        if folder.exists():
-            raise FileExistsError(f"folder={folder} exists; a snapshot is frozen, save this one under another name")
-        draft = folder.with_name(folder.name + ".tmp")
-        shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir(parents=True)
         arrays = {"vectors": self.vectors, "positives": self.positives, "rows": self.rows}
-        for name, tensor in arrays.items():
-            if tensor is not None:
-                np.save(draft / f"{name}.npy", tensor.cpu().numpy(), allow_pickle=False)
-        if isinstance(self.index, FaissIndex):
-            torch.save(self.index.state(), draft / "index.pt")
-        manifest = {
+        about = {
             "format": FORMAT,
             "step": self.step,
             "version": self.version,
@@ -176,12 +150,13 @@ class Snapshot:
             "shape": list(self.vectors.shape),
             "dtype": "float32",
             "index": self.index.report.factory,
-            "sha256": {file.name: checksum(file) for file in sorted(draft.iterdir())},
         }
-        (draft / MANIFEST).write_text(json.dumps(manifest, indent=1))
-        for file in (*draft.iterdir(), draft):
-            sync(file)
-        draft.rename(folder)
+        with files.folder(Path(folder), about) as draft:
+            for name, tensor in arrays.items():
+                if tensor is not None:
+                    np.save(draft / f"{name}.npy", tensor.cpu().numpy(), allow_pickle=False)
+            if isinstance(self.index, FaissIndex):
+                torch.save(self.index.state(), draft / "index.pt")
 
     @classmethod
     def load(
@@ -197,7 +172,14 @@ class Snapshot:
             ValueError: for rows of another model.
         """
         folder = Path(folder)
-        manifest = _checked_manifest(folder)
+        try:
+            manifest = files.manifest(folder)
+        except files.DamagedError as error:
+            raise DamagedSnapshotError(f"{error}; {REMEDY}") from None
+        if manifest.get("format") != FORMAT:
+            raise DamagedSnapshotError(
+                f"{folder}: format {manifest.get('format')}, this version reads {FORMAT}; {REMEDY}"
+            )
         made_by = manifest.get("fingerprint")
         if fingerprint is not None and made_by is not None and made_by != fingerprint:
             raise ValueError(
@@ -236,39 +218,3 @@ def _unit_copy(vectors: Tensor | np.ndarray, name: str) -> Tensor:
         raise ValueError(f"{name}: {tensor.dtype} of shape {tuple(tensor.shape)}, expected floating point (N, D)")
     require_finite(tensor, what=name)
     return unit_rows(tensor).contiguous().clone()
-
-
-def checksum(path: Path) -> str:
-    """SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def sync(path: Path) -> None:
-    """Have the disk hold the file or folder before a rename makes it visible."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _checked_manifest(folder: Path) -> dict[str, Any]:
-    remedy = "rebuild it from the embeddings; a damaged index would return wrong rows without a word"
-    try:
-        manifest: dict[str, Any] = dict(json.loads((folder / MANIFEST).read_text()))
-    except (OSError, TypeError, ValueError) as error:
-        raise DamagedSnapshotError(f"{folder / MANIFEST}: not readable ({error}); {remedy}") from None
-    if manifest.get("format") != FORMAT:
-        raise DamagedSnapshotError(f"{folder}: format {manifest.get('format')}, this version reads {FORMAT}; {remedy}")
-    if "sha256" not in manifest:
-        raise DamagedSnapshotError(f"{folder / MANIFEST}: holds no checksums; {remedy}")
-    for name, digest in manifest["sha256"].items():
-        if not (folder / name).is_file():
-            raise DamagedSnapshotError(f"{folder / name}: missing; {remedy}")
-        if checksum(folder / name) != digest:
-            raise DamagedSnapshotError(f"{folder / name}: its checksum differs from the manifest; {remedy}")
-    return manifest

@@ -3,6 +3,7 @@
 Target π(j) ∝ exp(β s_j) on D, kernel m proposes j ~ q_m whatever the current state c is. With w_m = β s − log q_m,
 
     accept with probability min{1, π(j) q_m(c) / (π(c) q_m(j))} = exp(min{0, w_m(j) − w_m(c)})       (Hastings 1970)
+    that is, for u uniform in [0, 1), iff  log u < w_m(j) − w_m(c)                                     (`accepts`)
 
 Each kernel leaves π in place, and so does any sequence of them that is fixed before the draws: in-batch uniform steps
 (w = β s) and index steps may alternate in one scan. Rows outside D have w = −∞: never entered, always left.
@@ -12,7 +13,7 @@ Rate: with M = sup π/q the total variation to π after t steps is at most (1 �
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -40,10 +41,26 @@ class Scan(NamedTuple):
     accepted: Tensor
 
 
-def acceptance(log_weight_proposed: Tensor, log_weight_current: Tensor) -> Tensor:
-    """Probability exp(min{0, w(j) − w(c)}) of moving from c to j, elementwise; 0 into w = −∞, 1 out of it."""
-    ratio = (log_weight_proposed - log_weight_current).clamp(max=0).exp()
-    return torch.where(log_weight_proposed == -torch.inf, 0.0, ratio)
+@numba.njit(inline="always")
+def accepts(log_u: Any, proposed: Any, current: Any) -> Any:
+    """Whether a chain moves from c to j by log u, w(j) and w(c); never into w = −∞, always out of it."""
+    return log_u < proposed - current
+
+
+_accept: Any = accepts.py_func
+"""`accepts` of whole tensors."""
+
+
+def acceptance(proposed: Tensor, current: Tensor) -> Tensor:
+    """The probability of `accepts` over u, exp(min{0, w(j) − w(c)}), elementwise."""
+    ratio = (proposed - current).clamp(max=0).exp()
+    return torch.where(proposed == -torch.inf, 0.0, ratio)
+
+
+def accepted(proposed: Tensor, current: Tensor, u: Tensor) -> Tensor:
+    """`accepts` elementwise, by uniform draws u."""
+    moves: Tensor = _accept(u.log(), proposed, current)
+    return moves
 
 
 def log_uniforms(steps: int, chains: int, *, generator: torch.Generator | None, device: torch.device) -> Tensor:
@@ -129,7 +146,7 @@ def _compiled(
                 offered[k, a] = weights[k, max(j[a], 0), a]
         w_j, w_c, tried, taken = offered[m], current[m], proposed[m], accepted[m]
         for a in range(chains):
-            move = (u[a] < w_j[a] - w_c[a]) & (j[a] >= 0)
+            move = accepts(u[a], w_j[a], w_c[a]) & (j[a] >= 0)
             started = np.int32(state[a] >= 0)
             tried[a] += np.int32(j[a] >= 0) & started
             taken[a] += np.int32(move) & started
@@ -162,11 +179,11 @@ def scan_reference(
         j = proposals[:, r]
         valid, started = j != NO_STATE, state != NO_STATE
         w_j = log_weights[m, every, j.clamp(min=0)]
-        w_c = log_weights[m, every, state.clamp(min=0)]
-        accept = valid & started & (log_uniforms[:, r] < w_j - w_c)
+        w_c = torch.where(started, log_weights[m, every, state.clamp(min=0)], -torch.inf)
+        move = valid & _accept(log_uniforms[:, r], w_j, w_c)
         proposed[:, m] += (valid & started).int()
-        accepted[:, m] += accept.int()
-        state = torch.where(accept | (valid & ~started & (w_j > -torch.inf)), j, state)
+        accepted[:, m] += (move & started).int()
+        state = torch.where(move, j, state)
         if r >= burn_in:
             counts[every, state.clamp(min=0)] += (valid & (state != NO_STATE)).int()
     counts[every, state.clamp(min=0)] += ((counts.sum(1) == 0) & (state != NO_STATE)).int()

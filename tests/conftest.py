@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as train/cli.py: tests on shared cores, too
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as train/commands: tests on shared cores, too
 
 import pytest
 import torch

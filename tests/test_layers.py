@@ -1,8 +1,9 @@
-"""train → samplers → negbank, never back; faiss in one file; and the installed packages import from anywhere."""
+"""train → samplers → negbank, never back, no circle; faiss in one file; and the packages import from anywhere."""
 
 from __future__ import annotations
 
 import ast
+import graphlib
 import re
 import subprocess
 import sys
@@ -41,6 +42,30 @@ def test_no_file_imports_a_later_package(path):
     assert not {layer(module) for module in imported(path)} & {*later, "tests", "benchmarks", "examples"}
 
 
+def module(path: Path) -> str:
+    """The name that a file is imported by."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join((*(("negbank",) if parts[0] != "negbank" else ()), *parts)).removesuffix(".__init__")
+
+
+def test_no_file_imports_itself_by_way_of_others():
+    files = {module(path) for path in FILES}
+    graph = {}
+    for path in FILES:
+        nearest = (next((n for n in (m, m.rpartition(".")[0]) if n in files), "") for m in imported(path))
+        graph[module(path)] = {name for name in nearest if name}
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        pytest.fail(" → ".join(reversed(error.args[1])))
+
+
+def test_runs_know_no_studies():
+    inside = [ROOT / "train/studies", ROOT / "train/commands"]
+    users = {p for p in FILES if any(m.startswith("negbank.train.studies") for m in imported(p))}
+    assert not {p for p in users if not any(p.is_relative_to(folder) for folder in inside)}
+
+
 def test_faiss_is_imported_by_one_file():
     assert [str(p.relative_to(ROOT)) for p in FILES if "faiss" in map(layer, imported(p))] == ["negbank/index/faiss.py"]
 
@@ -58,11 +83,11 @@ def test_no_junk_rooms():
 def test_installed_packages_import_from_a_foreign_directory(tmp_path):
     code = (
         "import negbank.proposals, negbank.samplers.negatives, negbank.samplers.batches, negbank.train.run\n"
-        "import negbank.train.cli, negbank.__main__\n"
+        "import negbank.train.commands, negbank.__main__\n"
         "from importlib.metadata import version, entry_points\n"
         "assert version('negbank')\n"
         "(script,) = entry_points(group='console_scripts', name='negbank')\n"
-        "assert script.load() is negbank.train.cli.main"
+        "assert script.load() is negbank.train.commands.main"
     )
     for shadow in ("train", "samplers"):  # a user's own files of these names
         (tmp_path / f"{shadow}.py").write_text("raise SystemExit('shadowed')")

@@ -1,254 +1,94 @@
 """The composition root: a configuration's names become objects here, and configuration goes no further.
 
-A new method is one file, one dataclass in `train/options.py`, and one line here.
+A section becomes the call of what it names: its options as they are, and of what the run supplies whatever the
+signature asks for by name. A section inside of it becomes a factory that is called with the rest, as a proposal is with
+its snapshot.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 from zipfile import BadZipFile
 
 import numpy as np
 import torch
-from negbank.samplers import batches as batch_samplers
-from negbank.samplers.batches import BatchSampler
-from negbank.samplers.negatives import (
-    Emc2,
-    Hardest,
-    Importance,
-    InBatch,
-    ISogClr,
-    Moco,
-    NegativeCache,
-    NegativeSampler,
-    Reweighted,
-    SogClr,
-)
-from negbank.train import optim
-from negbank.train.data import sources
-from negbank.train.data.augment import PRESETS, Augment, Plain
-from negbank.train.data.images import ImageSubset, Splits
-from negbank.train.encoders import ENCODERS, Embedder, Projector
-from negbank.train.evaluate import Evaluator
-from negbank.train.inference import Inference
-from negbank.train.options import Config
-from negbank.train.trainer import Trainer
 from torch import Tensor, nn
 
-from negbank import EmbeddingBank, Exclusions, Refresher, Snapshot
-from negbank.index import empty_index
-from negbank.proposals import Cells, HeadTail, Nearest, Probe, Proposal, StaleSoftmax, Uniform, measure
+from negbank.bank import EmbeddingBank
+from negbank.counter import Counter
+from negbank.exclusions import Exclusions
+from negbank.index.faiss import empty_index
+from negbank.proposals import Probe, measure
+from negbank.refresh import Refresher
+from negbank.snapshot import Snapshot
+from negbank.train import optim, registry
+from negbank.train.config.schema import described
+from negbank.train.config.sections import COMMON, Options
+from negbank.train.data.contract import Data, Pairs, Splits, subset
+from negbank.train.evaluate import Evaluation
+from negbank.train.hooks import Hook
+from negbank.train.inference import Inference
+from negbank.train.towers import Tower, directions, views_of
+from negbank.train.trainer import Trainer
 
 
-@dataclass
-class Assembly:
+class Assembly(NamedTuple):
     """Everything a run is made of."""
 
-    config: Config
+    config: Any
     splits: Splits
     trainer: Trainer
-    evaluator: Evaluator
-    inference: Inference
+    inference: list[Inference]
+    evaluation: Evaluation
+    hooks: dict[str, Hook]
     steps: int
+    notes: list[str]
     device: torch.device
     precision: str
 
 
-def build(config: Config, *, embedder: nn.Module | None = None, splits: Splits | None = None) -> Assembly:
-    """Load the data and make every object of a run.
+def make(kind: str, section: Options, **supplied: Any) -> Any:
+    """The object of a section.
 
     Args:
-        config: checked by `negbank.train.config.load`.
-        embedder: your own module instead of `config.encoder`: images → unit embeddings, with a `backbone`.
-        splits: your own images instead of `config.data`.
-
-    Raises:
-        ValueError: for what only the data can tell: a batch or a k larger than the data set, a name with no data; and
-            for an index or labels that cannot be read.
+        kind: of its registry.
+        section: its options.
+        supplied: arguments of the run; the target takes those that it has parameters for. "loss.temperature" and other
+            keys that an option follows are given under their name.
     """
-    device = choose_device(config.run.device)
-    precision = choose_precision(config.run.precision, device)
-    splits = load_data(config) if splits is None else splits
-    count, seed = len(splits.train), config.run.seed
-    if not 2 <= config.batches.batch_size <= count:
-        raise ValueError(
-            f"batches.batch_size={config.batches.batch_size}: data.type={config.data.type} has {count} training rows; "
-            f"choose at most that"
-        )
-    ablated = config.ablation.proposals if config.ablation.every is not None else []
-    named = {f"ablation.proposals[{i}]": each for i, each in enumerate(ablated)}
-    for section in ("negatives", "batches"):
-        named[f"{section}.proposal"] = getattr(getattr(config, section), "proposal", None)
-    for path, each in named.items():
-        k = getattr(each, "k", 1)
-        if k >= count:
-            raise ValueError(f"{path}.k={k}: there are only {count - 1} other training rows; lower k")
-    augment, plain = views(config, splits)
-    if embedder is None:
-        embedder = build_embedder(config, channels=splits.train.shape[0])
-    embedder = embedder.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    autocast = functools.partial(
-        torch.autocast, device.type, dtype=torch.bfloat16, enabled=precision == "bf16", cache_enabled=True
-    )
-    forward: Any = torch.compile(embedder, dynamic=True) if config.run.compile else embedder
-    inference = Inference(embedder, plain, device=device, autocast=autocast)
-    width = inference.embeddings(splits.train, torch.arange(2)).shape[1]
-    bank = EmbeddingBank(count, width, device=device)
-
-    def encode(rows: Tensor) -> Tensor:
-        trainer.encodings += len(rows)
-        return inference.embeddings(splits.train, rows)
-
-    batches = build_batches(config, count, encode)
-    refresher = None
-    task = Task(count, device, generator(seed, "negatives"), lambda: None if refresher is None else refresher.staleness)
-    negatives = build_negatives(config, task)
-    if wants_snapshot(config):
-        require_factory(config.index.factory, width)
-        unit = len(batches) if config.refresh.unit == "epochs" else 1
-        refresher = Refresher(
-            bank,
-            every=config.refresh.every * unit,
-            mode=config.refresh.mode,
-            encode=functools.partial(inference.embeddings, splits.train),
-            max_drift=config.refresh.max_drift,
-            measure=staleness_probe(config, count, negatives.fresh_queries),
-            check_every=config.refresh.check_every,
-            probe_rows=config.refresh.probe_rows,
-            factory=config.index.factory,
-            target_recall=config.index.target_recall,
-            seed=seed,
-        )
-    steps = config.run.steps or config.run.epochs * len(batches)  # type: ignore[operator]
-    if config.optim.warmup >= steps:
-        raise ValueError(f"optim.warmup={config.optim.warmup}: the run has only {steps} steps; make it shorter")
-    trainer = Trainer(
-        forward,
-        splits.train,
-        augment=augment,
-        batches=batches,
-        negatives=negatives,
-        bank=bank,
-        refresher=refresher,
-        optimiser=build_optimiser(config, embedder, negatives.learned),
-        schedule=functools.partial(optim.cosine_with_warmup, steps=steps, warmup=config.optim.warmup),
-        temperature=config.loss.temperature,
-        generator=generator(seed, "views"),
-        device=device,
-        autocast=autocast,
-    )
-    evaluator = Evaluator(
-        inference,
-        splits,
-        augment,
-        temperature=config.loss.temperature,
-        knn_k=config.eval.knn_k,
-        max_rows=config.eval.max_rows,
-        global_rows=config.eval.global_rows,
-    )
-    return Assembly(config, splits, trainer, evaluator, inference, steps, device, precision)
+    name = getattr(section, "type", None) or next(iter(registry.names(kind)))
+    target = registry.target(kind, name)
+    shared = COMMON[kind].model_fields if kind in COMMON else ()
+    options = {key: getattr(section, key) for key in type(section).model_fields if key != "type" and key not in shared}
+    for option in described(kind, name).options:
+        if option.follows is not None and options[option.name] is None:
+            options[option.name] = supplied[option.follows]
+        if option.labels and options[option.name] is not None:
+            options[option.name] = labels(f"{kind}.{option.name}", options[option.name])
+        if option.section is not None and options[option.name] is not None:
+            options[option.name] = _factory(option.section.kind, options[option.name], supplied)
+    taken = inspect.signature(target).parameters
+    return target(**options, **{key: value for key, value in supplied.items() if key in taken and key not in options})
 
 
-STREAMS = ("weights", "batches", "views", "negatives")
+def _factory(kind: str, section: Any, supplied: Mapping[str, Any]) -> Any:
+    """What makes the object of an inner section, or of each of a list of them, once the rest is known."""
+    if isinstance(section, list):
+        return [_factory(kind, each, supplied) for each in section]
+
+    def made(*first: Any, **rest: Any) -> Any:
+        names = list(inspect.signature(registry.target(kind, _name(kind, section))).parameters)
+        late = supplied.get("late", dict)()
+        return make(kind, section, **{**supplied, **late, **dict(zip(names, first)), **rest})
+
+    return made
 
 
-def generator(seed: int, stream: str) -> torch.Generator:
-    """The random stream of one part of a run: independent of how much the others draw."""
-    return torch.Generator().manual_seed(seed * len(STREAMS) + STREAMS.index(stream))
-
-
-def load_data(config: Config) -> Splits:
-    """The images that `config.data` names, or `config.data.rows` of the training ones, the same for every run seed.
-
-    Raises:
-        ValueError: for more rows than there are.
-    """
-    data = config.data
-    options = {k: v for k, v in vars(data).items() if k in ("root", "size", "memory_gb", "holdout")}
-    splits = sources.load(data.type, **options)
-    if data.rows is None:
-        return splits
-    if data.rows > len(splits.train):
-        raise ValueError(
-            f"data.rows={data.rows}: data.type={data.type} has {len(splits.train)} training rows; lower it"
-        )
-    chosen = torch.randperm(len(splits.train), generator=torch.Generator().manual_seed(0))[: data.rows].sort().values
-    return splits._replace(train=ImageSubset(splits.train, chosen))
-
-
-def views(config: Config, splits: Splits) -> tuple[Augment, Plain]:
-    """The random view and the evaluation transform of `config.data.augment`, normalised alike."""
-    channels, size, _ = splits.train.shape
-    preset = config.data.augment.preset
-    if preset == "auto":
-        preset = "digits" if channels == 1 else "small_images" if size <= 96 else "natural"
-    chosen = dict(PRESETS[preset])
-    for name, value in vars(config.data.augment).items():
-        if name != "preset" and value is not None:
-            chosen[name] = tuple(value) if isinstance(value, list) else value
-    for name in ("mean", "std"):  # a preset for colour on grey images, or the other way round
-        if len(chosen[name]) != channels:
-            chosen[name] = (sum(chosen[name]) / len(chosen[name]),) * channels
-    return Augment(size=size, **chosen), Plain(size=size, mean=chosen["mean"], std=chosen["std"])
-
-
-def build_embedder(config: Config, *, channels: int) -> Embedder:
-    """The encoder and projector of `config.encoder`, initialised from the run's seed alone."""
-    options = {k: v for k, v in vars(config.encoder).items() if k not in ("type", "projector")}
-    projection = vars(config.encoder.projector)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(generator(config.run.seed, "weights").initial_seed())
-        backbone = ENCODERS[config.encoder.type](channels=channels, **options)
-        return Embedder(backbone, Projector(backbone.features, **projection))
-
-
-def build_optimiser(config: Config, module: nn.Module, learned: Sequence[Tensor] = ()) -> torch.optim.Optimizer:
-    """The optimiser that `config.optim` names, over all parameters of `module`, and `learned` without weight decay."""
-    options = {k: v for k, v in vars(config.optim).items() if k not in ("type", "warmup")}
-    optimiser = optim.build(config.optim.type, module, **options)
-    if learned:
-        optimiser.add_param_group({"params": list(learned), "weight_decay": 0.0})
-    return optimiser
-
-
-def build_batches(
-    config: Config, num_rows: int, encode: Callable[[Tensor], Tensor], exclude: Exclusions | None = None
-) -> BatchSampler:
-    """The batch sampler that `config.batches` names.
-
-    Args:
-        encode: rows → fresh embeddings, for one that scores them.
-        exclude: rows that may not be drawn for one another, for one that draws; only the row itself by default.
-    """
-    options = {k: v for k, v in vars(config.batches).items() if k not in ("type", "batch_size", "score", "groups")}
-    if options.get("temperature", 1.0) is None:
-        options["temperature"] = config.loss.temperature
-    if getattr(config.batches, "score", "bank") == "fresh":
-        options["encode"] = encode
-    if "proposal" in options:
-        allowed = Exclusions(num_rows) if exclude is None else exclude  # moved to the snapshot's device by the proposal
-        options["proposal"] = functools.partial(_proposal, options["proposal"], config, allowed, lambda: None)
-    if getattr(config.batches, "groups", None) is not None:
-        options["groups"] = labels(config.batches.groups)
-    random = generator(config.run.seed, "batches")
-    return BATCHES[config.batches.type](num_rows, config.batches.batch_size, generator=random, **options)
-
-
-BATCHES: dict[str, Callable[..., BatchSampler]] = {
-    "uniform": batch_samplers.Uniform,
-    "knn": batch_samplers.Knn,
-    "prosampler": batch_samplers.ProSampler,
-    "spectral": batch_samplers.Spectral,
-    "ordered": batch_samplers.Ordered,
-    "drawn": batch_samplers.Drawn,
-}
-
-
-def labels(path: str) -> Tensor:
-    """The integers (N,) of an .npy file.
+def labels(key: str, path: str) -> Tensor:
+    """The integers (N,) of an .npy file that a key names.
 
     Raises:
         ValueError: for a file that is none, or of anything else.
@@ -257,13 +97,221 @@ def labels(path: str) -> Tensor:
     try:
         found = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError, BadZipFile) as error:
-        raise ValueError(f"batches.groups={path}: not readable ({error}); {remedy}") from None
+        raise ValueError(f"{key}={path}: not readable ({error}); {remedy}") from None
     if not isinstance(found, np.ndarray):
         found.close()
-        raise ValueError(f"batches.groups={path}: an archive of arrays; {remedy}")
+        raise ValueError(f"{key}={path}: an archive of arrays; {remedy}")
     if found.dtype.kind not in "iu":
-        raise ValueError(f"batches.groups={path}: holds {found.dtype}; {remedy}")
+        raise ValueError(f"{key}={path}: holds {found.dtype}; {remedy}")
     return torch.from_numpy(found)
+
+
+def _name(kind: str, section: Options) -> str:
+    return getattr(section, "type", None) or next(iter(registry.names(kind)))
+
+
+def build(
+    config: Any, *, encoder: nn.Module | Sequence[nn.Module] | None = None, splits: Splits | None = None
+) -> Assembly:
+    """Load the data and make every object of a run.
+
+    Args:
+        config: checked by `negbank.train.config.load`.
+        encoder: your own module instead of `config.encoder`: inputs → unit embeddings; of pairs two, or one for both.
+        splits: your own data instead of `config.data`.
+
+    Raises:
+        ValueError: for what only the data can tell: a batch or a k larger than the data set, a name with no data; and
+            for an index or labels that cannot be read.
+    """
+    device = choose_device(config.run.device)
+    precision = choose_precision(config.run.precision, device)
+    splits = load_data(config) if splits is None else splits
+    sides = splits.train[:2] if isinstance(splits.train, Pairs) else (splits.train,)
+    groups = splits.train.groups if isinstance(splits.train, Pairs) else None
+    count, ways = len(sides[0]), directions(len(sides))
+    _require_rows(config, count)
+    autocast = functools.partial(
+        torch.autocast, device.type, dtype=torch.bfloat16, enabled=precision == "bf16", cache_enabled=True
+    )
+    encoders = [each.to(device, memory_format=torch.channels_last) for each in _encoders(config, sides, encoder)]  # type: ignore[call-overload]
+    inference = [Inference(each, device=device, autocast=autocast) for each in encoders]
+    hooks = {name: make("hook", getattr(config, name, Options())) for name in registry.names("hook")}
+    refreshers: list[Refresher | None] = [None] * len(sides)
+    supplied = {
+        "num_rows": count, "views": views_of(len(sides)), "device": device, "seed": config.run.seed,
+        "temperature": config.loss.temperature, "loss.temperature": config.loss.temperature,
+        "exclude": Exclusions(count, groups=groups) if groups is not None else None,
+    }  # fmt: skip
+
+    def embed(position: int, rows: Tensor, *, count: bool) -> Tensor:
+        trainer.encodings += len(rows) if count else 0
+        return inference[position].embeddings(sides[position], rows)
+
+    def staleness(position: int) -> dict[str, Any]:
+        refresher = refreshers[position]
+        return {"probe": None if refresher is None else refresher.probe}
+
+    batches = make(
+        "batches", config.batches, **supplied, counter=stream(config, "batches"), generator=generator(config.run.seed, "batches"),
+        encode=functools.partial(embed, 0, count=True), late=functools.partial(staleness, 0),
+    )  # fmt: skip
+    negatives = [
+        make(
+            "negatives", config.negatives, **supplied, counter=stream(config, "negatives", way.anchors), generator=generator(config.run.seed, "negatives"),
+            late=functools.partial(staleness, way.keys),
+        )
+        for way in ways
+    ]  # fmt: skip
+    own = batches.reads_snapshot or any(each.reads_snapshot for each in negatives)
+    width = inference[0].embeddings(sides[0], torch.arange(2)).shape[1]
+    banks = [EmbeddingBank(count, width, device=device) for _ in sides]
+    if own or any(hook.reads_snapshot for hook in hooks.values()):
+        require_factory(config.index.factory, width)
+        for way in ways:  # rows of a tower's snapshot are drawn for the anchors of a direction
+            # what a study alone asks for is not counted as the method's
+            encode, anchors = (functools.partial(embed, each, count=own) for each in (way.keys, way.anchors))
+            queries = banks[way.anchors] if way.anchors != way.keys else None
+            probe = _probe(config, negatives[way.anchors], encode, anchors, queries)
+            refreshers[way.keys] = make(
+                "refresh", config.refresh, bank=banks[way.keys], encode=encode, measure=probe, epoch=len(batches),
+                seed=config.run.seed, factory=config.index.factory, target_recall=config.index.target_recall,
+            )  # fmt: skip
+    names = ("left", "right") if len(sides) == 2 else ("",)
+    towers = [Tower(*each) for each in zip(encoders, sides, banks, negatives, refreshers, names)]
+    steps = config.run.steps or config.run.epochs * len(batches)
+    warmup, notes = _warmup(config.optim.warmup, steps)
+    trainer = Trainer(
+        towers,
+        batches=batches,
+        optimiser=_optimiser(config, encoders, [tensor for each in negatives for tensor in each.learned]),
+        schedule=functools.partial(optim.cosine_with_warmup, steps=steps, warmup=warmup),
+        temperature=config.loss.temperature,
+        counter=Counter.of(config.run.seed),
+        device=device,
+        autocast=autocast,
+        workers=config.data.workers,
+        micro_batch=config.run.micro_batch,
+        compile=config.run.compile,
+    )
+    evaluation = make("eval", config.eval, inference=inference, splits=splits, temperature=config.loss.temperature)
+    return Assembly(config, splits, trainer, inference, evaluation, hooks, steps, notes, device, precision)
+
+
+def generator(seed: int, stream: str) -> torch.Generator:
+    STREAMS = ("weights", "batches", "views", "negatives")
+    return torch.Generator().manual_seed(seed * len(STREAMS) + STREAMS.index(stream))
+
+
+def stream(config: Any, name: str, *place: int) -> Counter:
+    """The random numbers of one part of a run."""
+    return Counter.of(config.run.seed).at(name, *place)
+
+
+def load_data(config: Any) -> Splits:
+    """What `config.data` names, or `config.data.rows` of its training rows, the same for every run seed.
+
+    Raises:
+        ValueError: for more rows than there are.
+    """
+    splits: Splits = make("data", config.data)
+    return subset(splits, config.data.rows)
+
+
+def _encoders(config: Any, sides: Sequence[Data], own: nn.Module | Sequence[nn.Module] | None) -> list[nn.Module]:
+    """One module for each side: the caller's, or that of `config.encoder`, initialised from the run's seed alone."""
+    if own is not None:
+        found = [own] * len(sides) if isinstance(own, nn.Module) else list(own)
+        if len(found) != len(sides):
+            raise ValueError(f"encoder: {len(found)} modules for data of {len(sides)} side(s); give one, or one a side")
+        return found
+    sections = [config.encoder, config.encoder_right or config.encoder][: len(sides)]
+    return [
+        build_encoder(section, side, generator(config.run.seed, "weights").initial_seed())
+        for position, (section, side) in enumerate(zip(sections, sides))
+    ]
+
+
+def build_encoder(section: Options, data: Data, seed: int) -> nn.Module:
+    """The encoder of a section for what the data describes, its weights drawn from a seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        made: nn.Module = make("encoder", section, **getattr(data, "describes", {}))
+        return made
+
+
+def _optimiser(config: Any, encoders: Sequence[nn.Module], learned: Sequence[Tensor]) -> torch.optim.Optimizer:
+    """The optimiser that `config.optim` names, over all parameters, and what is learned without weight decay."""
+    module = nn.ModuleList(dict.fromkeys(encoders))
+    optimiser: torch.optim.Optimizer = make("optim", config.optim, module=module)
+    if learned:
+        optimiser.add_param_group({"params": list(learned), "weight_decay": 0.0})
+    return optimiser
+
+
+def _warmup(warmup: float, steps: int) -> tuple[int, list[str]]:
+    """Steps of warm-up, given as steps or as a share of the run, and a note where there are not as many."""
+    wanted = round(warmup * steps) if warmup < 1 else int(warmup)
+    if wanted < steps:
+        return wanted, []
+    cut = steps // 10
+    return cut, [f"optim.warmup={wanted}: the run has only {steps} steps; its warm-up is a tenth of them, {cut}"]
+
+
+def _require_rows(config: Any, count: int) -> None:
+    """Raise ValueError for a batch, or a k of a proposal, that is larger than the data set."""
+    if not 2 <= config.batches.batch_size <= count:
+        raise ValueError(
+            f"batches.batch_size={config.batches.batch_size}: data.type={config.data.type} has {count} training rows; "
+            f"choose at most that"
+        )
+    for path, each in _proposals(config):
+        k = getattr(each, "k", 1)
+        if k >= count:
+            raise ValueError(f"{path}.k={k}: there are only {count - 1} other training rows; lower k")
+
+
+def _proposals(config: Any) -> Iterator[tuple[str, Options]]:
+    """Every proposal of a configuration under its path, those of hooks that are asked for among them."""
+    for name, section in config:
+        for key, kind in getattr(section, "sections", {}).items():
+            found = getattr(section, key)
+            if kind == "proposal" and isinstance(found, list) and getattr(section, "every", 1) is not None:
+                yield from ((f"{name}.{key}[{i}]", each) for i, each in enumerate(found))
+            elif kind == "proposal" and found is not None and not isinstance(found, list):
+                yield f"{name}.{key}", found
+
+
+def _probe(
+    config: Any,
+    negatives: Any,
+    encode: Callable[[Tensor], Tensor],
+    anchors: Callable[[Tensor], Tensor],
+    queries: EmbeddingBank | None,
+) -> Callable[[Snapshot, int], Probe] | None:
+    """What the refresher measures for proposals that adapt; None where none does.
+
+    Args:
+        negatives: those that draw from the snapshot.
+        encode, anchors: rows → fresh embeddings, by the snapshot's tower and by their anchors'.
+        queries: the anchors' own bank, where it is another than the snapshot's.
+    """
+    if not getattr(getattr(config.negatives, "proposal", None), "adapt", False):
+        return None
+    place = stream(config, "staleness")
+
+    def probe(snapshot: Snapshot, step: int) -> Probe:
+        random = place.at(step).generator()
+        every = torch.arange(len(snapshot)) if snapshot.rows is None else snapshot.rows.cpu()
+        chosen = every[torch.randperm(len(every), generator=random)[: config.refresh.probe_rows // 4]]
+        rows = chosen.to(snapshot.vectors.device)
+        return measure(
+            snapshot, rows, encode, temperature=config.loss.temperature, draws=2 * config.refresh.probe_rows,
+            fresh_queries=negatives.fresh_queries, generator=random, encode_queries=None if queries is None else anchors,
+            queries=None if queries is None else queries.read(rows),
+        )  # fmt: skip
+
+    return probe
 
 
 def require_factory(factory: str, width: int) -> None:
@@ -273,185 +321,6 @@ def require_factory(factory: str, width: int) -> None:
             empty_index(factory, width)
         except ValueError as error:
             raise ValueError(f"index.{error}") from None
-
-
-Staleness = Callable[[], Probe | None]
-"""The newest probe of the snapshot in use, if one was taken."""
-
-
-def staleness_probe(
-    config: Config, num_rows: int, fresh_queries: bool
-) -> Callable[[Snapshot, Callable[[Tensor], Tensor], int], Probe] | None:
-    """What the refresher measures for proposals that adapt; None where none does."""
-    if not getattr(getattr(config.negatives, "proposal", None), "adapt", False):
-        return None
-    seed = generator(config.run.seed, "negatives").initial_seed()
-
-    def probe(snapshot: Snapshot, encode: Callable[[Tensor], Tensor], step: int) -> Probe:
-        random = torch.Generator().manual_seed(seed + step)  # of the step alone: nothing to resume
-        every = torch.arange(num_rows, device=snapshot.vectors.device) if snapshot.rows is None else snapshot.rows
-        rows = every[torch.randperm(len(every), generator=random)[: config.refresh.probe_rows // 4].to(every.device)]
-        return measure(
-            snapshot, rows, encode, temperature=config.loss.temperature, draws=2 * config.refresh.probe_rows,
-            fresh_queries=fresh_queries, generator=random,
-        )  # fmt: skip
-
-    return probe
-
-
-class Task(NamedTuple):
-    """What negatives are for, which their configuration does not say: N rows seen under so many views."""
-
-    num_rows: int
-    device: torch.device
-    generator: torch.Generator
-    staleness: Staleness
-    views: int = 2
-    exclude: Exclusions | None = None
-
-
-def build_negatives(config: Config, task: Task) -> NegativeSampler:
-    """The negative sampler that `config.negatives` names."""
-    return NEGATIVES[config.negatives.type](config, task)
-
-
-def _in_batch(config: Config, task: Task) -> NegativeSampler:
-    return InBatch(temperature=config.loss.temperature, exclude=task.exclude, device=task.device, **_chosen(config))
-
-
-def _sogclr(config: Config, task: Task) -> NegativeSampler:
-    return SogClr(
-        task.num_rows, temperature=config.loss.temperature, views=task.views, exclude=task.exclude, device=task.device,
-        **_chosen(config),
-    )  # fmt: skip
-
-
-def _isogclr(config: Config, task: Task) -> NegativeSampler:
-    return ISogClr(
-        task.num_rows, temperature=config.loss.temperature, views=task.views, exclude=task.exclude, device=task.device,
-        **_chosen(config),
-    )  # fmt: skip
-
-
-def _reweighted(config: Config, task: Task) -> NegativeSampler:
-    return Reweighted(temperature=config.loss.temperature, exclude=task.exclude, **_chosen(config))
-
-
-def _moco(config: Config, task: Task) -> NegativeSampler:
-    return Moco(
-        task.num_rows, temperature=config.loss.temperature, exclude=task.exclude, device=task.device, **_chosen(config)
-    )
-
-
-def _hardest(config: Config, task: Task) -> NegativeSampler:
-    return Hardest(
-        task.num_rows, temperature=config.loss.temperature, exclude=task.exclude, generator=task.generator,
-        **_chosen(config),
-    )  # fmt: skip
-
-
-def _negative_cache(config: Config, task: Task) -> NegativeSampler:
-    return NegativeCache(
-        task.num_rows, temperature=config.loss.temperature, exclude=task.exclude, generator=task.generator,
-        device=task.device, **_chosen(config),
-    )  # fmt: skip
-
-
-def _chosen(config: Config) -> dict[str, Any]:
-    """The options of `config.negatives`, whose names are those of the sampler's arguments."""
-    return {k: v for k, v in vars(config.negatives).items() if k != "type"}
-
-
-def _emc2(config: Config, task: Task) -> NegativeSampler:
-    options = config.negatives
-    exclude = _excluded(task)
-    return Emc2(
-        task.num_rows,
-        temperature=config.loss.temperature,
-        views=task.views,
-        proposals=options.proposals,
-        proposal=functools.partial(_proposal, options.proposal, config, exclude, task.staleness),
-        draws=options.draws,
-        pool=options.pool,
-        query=options.query,
-        start=options.start,
-        burn_in=options.burn_in,
-        score=options.score,
-        batch_views=options.batch_views,
-        exclude=exclude,
-        generator=task.generator,
-        device=task.device,
-    )
-
-
-def _importance(config: Config, task: Task) -> NegativeSampler:
-    options = config.negatives
-    exclude = _excluded(task)
-    return Importance(
-        task.num_rows,
-        temperature=config.loss.temperature,
-        proposal=functools.partial(_proposal, options.proposal, config, exclude, task.staleness),
-        draws=options.draws,
-        pool=options.pool,
-        query=options.query,
-        batch=options.batch,
-        positive=options.positive,
-        exclude=exclude,
-        generator=task.generator,
-    )
-
-
-def _excluded(task: Task) -> Exclusions:
-    """D_i of the task: all rows but i unless it says more."""
-    return (Exclusions(task.num_rows) if task.exclude is None else task.exclude).to(task.device)
-
-
-def _proposal(named: Any, config: Config, exclude: Exclusions, staleness: Staleness, snapshot: Snapshot) -> Proposal:
-    """The proposal that the section `named` names; its temperature is the loss's unless it has its own."""
-    options = {k: v for k, v in vars(named).items() if k != "type"}
-    if options.get("temperature", 1.0) is None:
-        options["temperature"] = config.loss.temperature
-    if options.get("adapt"):
-        options["probe"] = staleness()
-        options["adapt"] = options["probe"] is not None
-    return PROPOSALS[named.type](snapshot, exclude=exclude, **options)
-
-
-NEGATIVES: dict[str, Callable[[Config, Task], NegativeSampler]] = {
-    "emc2": _emc2,
-    "importance": _importance,
-    "in_batch": _in_batch,
-    "sogclr": _sogclr,
-    "isogclr": _isogclr,
-    "dcl": _reweighted,
-    "hcl": _reweighted,
-    "moco": _moco,
-    "hardest": _hardest,
-    "negative_cache": _negative_cache,
-}
-PROPOSALS: dict[str, Callable[..., Proposal]] = {
-    "nearest": Nearest,
-    "head_tail": HeadTail,
-    "cells": Cells,
-    "stale_softmax": StaleSoftmax,
-    "uniform": Uniform,
-}
-
-
-def wants_snapshot(config: Config) -> bool:
-    """Whether any sampler or ablation of the run reads the bank's index; if none does, none is built."""
-    return config.ablation.every is not None or reads_snapshot(config)
-
-
-def reads_snapshot(config: Config) -> bool:
-    """Whether the method itself does."""
-    if config.batches.type != "uniform":
-        return True
-    if config.negatives.type == "hardest" or getattr(config.negatives, "search", None) == "index":
-        return True
-    in_batch = getattr(config.negatives, "proposals", "index") == "in_batch"
-    draws = getattr(config.negatives, "draws", 0) and not (in_batch and config.negatives.score == "fresh")
-    return hasattr(config.negatives, "proposal") and bool(draws)
 
 
 def choose_device(name: str) -> torch.device:

@@ -1,4 +1,4 @@
-"""How every trainer's step ends: a gradient that is checked, one step of the optimiser, and where the time went."""
+"""How every step ends: a gradient that is checked, one step of the optimiser, and where the time went."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ from torch import Tensor, nn
 class NonFiniteError(RuntimeError):
     """Training diverged; raised before the optimiser step, naming the step and the rows."""
 
+    exit_code = 3
+    """Of a run that ends with it."""
+
 
 class Descent:
     """An optimiser under a schedule of its learning rates, with the steps taken and the seconds of every phase.
@@ -31,15 +34,15 @@ class Descent:
         self.step_number = 0
         self.seconds: dict[str, float] = defaultdict(float)
 
-    def __call__(self, loss: Tensor, rows: Tensor) -> float:
-        """Descend the gradient of the loss of rows (B,); the learning rate of the first group.
+    def __call__(self, backward: Callable[[], None], rows: Tensor) -> float:
+        """Descend the gradient that `backward` gives, of the loss of rows (B,); the learning rate of the first group.
 
         Raises:
             NonFiniteError: before anything is changed by a gradient that is not finite.
         """
         with self.timed("backward"):
             self.optimiser.zero_grad(set_to_none=True)
-            loss.backward()
+            backward()
             parameters = (p for group in self.optimiser.param_groups for p in group["params"])
             gradients = [p.grad for p in parameters if p.grad is not None]
             self.require_finite(nn.utils.get_total_norm(gradients)[None, None], rows, "gradient")

@@ -1,57 +1,48 @@
-"""Embeddings and features of rows as the encoder gives them now: evaluation mode, no gradient, no augmentation."""
+"""Embeddings and features of rows as an encoder gives them now: evaluation mode, no gradient."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import cast
 
 import torch
-from negbank.train.data.images import Images
 from torch import Tensor, nn
+
+from negbank.train.data.contract import Data
+from negbank.train.passes import Autocast
 
 
 class Inference:
-    """Reads rows of a data set through the evaluation transform and an embedder.
+    """Reads rows of a data set and encodes them, block by block.
 
     Args:
-        embedder: maps images to unit embeddings; its `backbone` gives features.
-        plain: the evaluation transform, uint8 (B, C, H, W) → float (B, C, S, S).
-        device: where the embedder lives.
+        encoder: inputs → unit embeddings; its `backbone`, if it has one, gives features.
+        device: where the encoder is.
         autocast: a context factory of the run's precision.
-        batch_size: images at once.
+        block: inputs encoded at once.
     """
 
-    def __init__(
-        self,
-        embedder: nn.Module,
-        plain: Callable[[Tensor], Tensor],
-        *,
-        device: torch.device,
-        autocast: Callable[[], torch.autocast],
-        batch_size: int = 500,
-    ) -> None:
-        self.embedder, self.plain, self.device = embedder, plain, device
-        self._autocast, self._batch_size = autocast, batch_size
+    def __init__(self, encoder: nn.Module, *, device: torch.device, autocast: Autocast, block: int = 500) -> None:
+        self.encoder, self.device = encoder, device
+        self._autocast, self._block = autocast, block
 
-    def embeddings(self, images: Images, rows: Tensor) -> Tensor:
-        """Unit embeddings of rows (B,): (B, D) float32."""
-        return self.run(self.embedder, images, rows, self.plain)
+    def embeddings(self, data: Data, rows: Tensor, seeds: Tensor | None = None) -> Tensor:
+        """Unit embeddings (B, D) float32 of rows (B,): as evaluation sees them, or under the views of seeds (B,)."""
+        return self._run(self.encoder, data, rows, seeds)
 
-    def features(self, images: Images, rows: Tensor) -> Tensor:
-        """Backbone features of rows (B,): (B, F) float32."""
-        return self.run(cast(nn.Module, self.embedder.backbone), images, rows, self.plain)
+    def features(self, data: Data, rows: Tensor) -> Tensor:
+        """What downstream tasks are given of rows (B,): (B, F) float32 of the backbone, or else the embeddings."""
+        backbone = getattr(self.encoder, "backbone", self.encoder)
+        return self._run(backbone, data, rows, None)
 
     @torch.no_grad()
-    def run(
-        self, module: Callable[[Tensor], Tensor], images: Images, rows: Tensor, view: Callable[[Tensor], Tensor]
-    ) -> Tensor:
-        """`module` on one `view` of every row, in evaluation mode; the embedder's mode is put back afterwards."""
-        training = self.embedder.training
-        self.embedder.eval()
+    def _run(self, module: Callable[..., Tensor], data: Data, rows: Tensor, seeds: Tensor | None) -> Tensor:
+        """`module` on one view of every row; the encoder's mode is put back afterwards."""
+        training = self.encoder.training
+        self.encoder.eval()
         parts = []
-        for part in rows.cpu().split(self._batch_size):
-            inputs = view(images.read(part).to(self.device)).contiguous(memory_format=torch.channels_last)
+        for part in torch.arange(len(rows)).split(self._block):
+            inputs = data.read(rows.cpu()[part], None if seeds is None else seeds[part]).to(self.device)
             with self._autocast():
                 parts.append(module(inputs).float())
-        self.embedder.train(training)
+        self.encoder.train(training)
         return torch.cat(parts)

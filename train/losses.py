@@ -10,8 +10,9 @@ negatives' own; a learned one has the gradient Σ_r w_ir s_ir − p_i s_i⁺ of 
 from __future__ import annotations
 
 import torch
-from negbank.samplers.negatives import EncodedBatch, Negatives
 from torch import Tensor
+
+from negbank.samplers.negatives import EncodedBatch, Negatives
 
 
 def surrogate(batch: EncodedBatch, negatives: Negatives, *, temperature: float) -> Tensor:

@@ -25,7 +25,7 @@ examples:
 
   3. A corpus larger than memory, in shards, on two processes; stopped and started again at will.
 
-     torchrun --nproc-per-node 2 -m negbank.train.cli mine --corpus shards/ --queries queries.npy \\
+     torchrun --nproc-per-node 2 -m negbank mine --corpus shards/ --queries queries.npy \\
          --positives pairs.npy --num-negatives 50 --memory-budget 2GB --out mined
 """
 CHOICES = {
@@ -56,7 +56,7 @@ SEARCH: dict[str, tuple[type, str]] = {
 }
 
 
-def add_commands(commands: Any) -> None:
+def add(commands: Any) -> None:
     """Register the commands with the subparsers of the command line."""
     raw = argparse.RawDescriptionHelpFormatter
     mine = commands.add_parser(
@@ -132,7 +132,7 @@ def add_commands(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run one of the commands; the exit code as of `negbank.train.cli.main`."""
+    """Run one of the commands; the exit code as of `negbank.train.commands.main`."""
     from negbank import DamagedResultError, DamagedSnapshotError
 
     acts = {
@@ -258,9 +258,8 @@ def _pairs(options: argparse.Namespace) -> tuple[dict[str, Any], Any]:
 
 def _tables(options: argparse.Namespace) -> tuple[dict[str, Any], Any]:
     """Inputs from --corpus and --queries, each embeddings or a table of texts."""
-    from negbank.train.tables import is_table, read_ids, read_positives, typed
-
     from negbank import Snapshot
+    from negbank.train.tables import is_table, read_ids, read_positives, typed
 
     if options.corpus is None:
         raise ValueError("mine needs --corpus, or --pairs; see negbank mine --help")
@@ -315,6 +314,7 @@ def _rescore(name: str) -> Any:
 def _texts(encoder: Any, side: str, path: Path, options: argparse.Namespace) -> tuple[Any, Any, Any]:
     """Embeddings, ids and texts of a table."""
     import numpy as np
+
     from negbank.train.tables import column, joined, read_table
 
     query = side == "queries"

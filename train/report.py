@@ -7,9 +7,11 @@ import math
 from pathlib import Path
 from typing import Any
 
-REFRESH, EVALUATION, STEP, GRADIENT = "refresh", "eval", "step", "gradient"
+REFRESH, EVALUATION, STEP = "refresh", "eval", "step"
 """The `event` of a row in metrics.jsonl."""
 
+UNTRAINED = ("knn_accuracy", "left_to_right_at_1", "right_to_left_at_1")
+"""What of the first evaluation is kept, to be held against the last."""
 NAMES = {
     "knn_accuracy": "kNN accuracy, trained encoder",
     "untrained_knn_accuracy": "kNN accuracy, untrained encoder",

@@ -1,88 +1,113 @@
-"""One optimisation step, as the data sees it.
+"""One optimisation step, as the data sees it, for one tower or two.
 
-    rows → negatives.draw(rows) → views of rows and drawn rows → one forward pass → EncodedBatch
-      (with fresh queries: views of rows → forward pass → negatives.draw(rows, queries) → a second pass for drawn rows)
-      → negatives(batch): scores, weights → surrogate loss → optimiser → bank.write → refresher.step
+    rows and their views → tickets: each direction's negatives.draw(rows) → one forward pass a tower, over its views and
+    what was drawn of it → EncodedBatch of every direction → negatives(batch, ticket): scores, weights
+      → mean of the surrogates → optimiser → banks → refreshers
+    (fresh queries: views → forward pass → draw(rows, queries) → a second pass for drawn rows)
 
-Negatives with a `momentum` are given keys, too: the same views by a copy of the encoder that follows it slowly,
-θ_k ← m θ_k + (1 − m) θ (He et al. 2020, eq. 2), without gradient.
-
-The trainer knows no method: a batch sampler says which rows meet, a negative sampler which negatives and weights.
+Negatives with a `momentum` are given keys: the same views by a slow copy of the encoder. The trainer knows no method
+and no kind of data: batches say which rows meet, data what their inputs are, negatives which negatives and weights.
+Every random number is a function of (seed, stream, step, slot), so that a step can be taken again alone.
 """
 
 from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
-from negbank.samplers.batches import BatchSampler
-from negbank.samplers.negatives import EncodedBatch, Expected, NegativeSampler
-from negbank.train.data.images import Images
-from negbank.train.descent import Descent, NonFiniteError
-from negbank.train.losses import info_nce, surrogate
-from negbank.train.measures import mean_cosine
-from negbank.train.meetings import Meetings
 from torch import Tensor, nn
 
-from negbank import EmbeddingBank, Refresher, Snapshot
-from negbank.bank import unit_rows
+from negbank.counter import Counter
 from negbank.refresh import RefreshReport
-
-__all__ = ["PHASES", "NonFiniteError", "Trainer"]
+from negbank.samplers.batches import BatchSampler
+from negbank.samplers.negatives import EncodedBatch, Expected, Info, Negatives, Ticket
+from negbank.snapshot import Snapshot
+from negbank.train.data.ahead import Ahead, Fetched
+from negbank.train.data.contract import collate
+from negbank.train.descent import Descent
+from negbank.train.evaluate.measures import mean_cosine
+from negbank.train.losses import info_nce, surrogate
+from negbank.train.passes import Autocast, Passes
+from negbank.train.towers import (
+    Direction,
+    Tower,
+    directions,
+    follow,
+    momentum_of,
+    require_fitting,
+    row_of_views,
+    views_of,
+)
 
 PHASES = ("data", "draw", "forward", "negatives", "backward", "optimiser", "bank", "refresh")
 """What the seconds of a step are split into."""
 
 
+class Encoded(NamedTuple):
+    """A step's embeddings: of each tower (views · B + E, D), its keys if it has a momentum copy, each way's ticket."""
+
+    embeddings: list[Tensor]
+    keys: list[Tensor | None]
+    tickets: list[Ticket]
+
+
 class Trainer:
-    """Steps an embedder on the two-view contrastive loss of a negative sampler.
+    """Steps one or two encoders on the contrastive loss of their negatives.
 
     Args:
-        embedder: images (B, C, S, S) → unit embeddings (B, D).
-        images: the training rows.
-        augment: uint8 images → one random view of each, with `generator=`.
-        batches, negatives: the samplers. In-batch proposals, and averages over batches, need uniform ones.
-        bank: one row a training row; written at every step, by the trainer alone.
-        refresher: builds the snapshots; None when no sampler asks for one.
-        optimiser: over the embedder's parameters; its groups' learning rates are the peaks.
+        towers: one, contrasted with itself under two views, or two, whose rows i are each other's positives.
+        batches: which rows meet; samplers that look at a snapshot look at the first tower's.
+        optimiser: over the encoders and what the negatives learn; its groups' learning rates are the peaks.
         schedule: step → factor of the peak learning rates.
         temperature: τ of the loss.
-        generator: of the views, on the CPU.
-        device, autocast: where and in which precision the forward pass runs.
+        counter: of the views and of what layers draw.
+        device, autocast: where and in which precision forward passes run.
+        workers: processes that read batches ahead of the step.
+        micro_batch: inputs that an encoder is given at once, by gradient caching; None: all of a step.
 
     Raises:
-        ValueError: for in-batch proposals under batches that are not uniform, or fresh queries with batch statistics.
+        ValueError: for towers that do not fit each other, or negatives that do not fit the batches or the encoder.
     """
 
     def __init__(
         self,
-        embedder: nn.Module,
-        images: Images,
+        towers: Sequence[Tower],
         *,
-        augment: Callable[..., Tensor],
         batches: BatchSampler,
-        negatives: NegativeSampler,
-        bank: EmbeddingBank,
-        refresher: Refresher | None,
         optimiser: torch.optim.Optimizer,
         schedule: Callable[[int], float],
         temperature: float,
-        generator: torch.Generator,
+        counter: Counter,
         device: torch.device,
-        autocast: Callable[[], torch.autocast],
+        autocast: Autocast,
+        workers: int = 0,
+        micro_batch: int | None = None,
+        compile: bool = False,
     ) -> None:
-        require_fitting(negatives, batches, embedder)
-        self.embedder, self.images, self.augment = embedder, images, augment
-        self.momentum_encoder = None if negatives.momentum is None else copy.deepcopy(embedder).requires_grad_(False)
-        self.batches, self.negatives, self.bank, self.refresher = batches, negatives, bank, refresher
-        self.optimiser, self.descent, self.temperature = optimiser, Descent(optimiser, schedule), temperature
-        self.generator, self.device, self.autocast = generator, device, autocast
-        self.meetings = Meetings(len(images), images.labels, device)
+        require_fitting(towers, batches, micro_batch=micro_batch)
+        self.towers, self.directions, self.views = tuple(towers), directions(len(towers)), views_of(len(towers))
+        self.batches, self.temperature = batches, temperature
+        self.descent = Descent(optimiser, schedule)
+        self.device, self.autocast, self.micro_batch = device, autocast, micro_batch
+        self.momentum = [momentum_of(towers, t) for t in range(len(towers))]
+        self.slow = [
+            None if m is None else copy.deepcopy(tower.encoder).requires_grad_(False)
+            for tower, m in zip(towers, self.momentum)
+        ]
         self.encodings = 0
-        self._stream = self._endless()
+        self.watchers: list[Callable[[Tensor], Mapping[str, float]]] = []  # rows → more of a step's metrics
+        self._forward: list[nn.Module] = [
+            torch.compile(tower.encoder, dynamic=True) if compile else tower.encoder  # type: ignore[misc]
+            for tower in towers
+        ]
+        self._views, self._layers = counter.at("views"), counter.at("layers")
+        self._ahead = Ahead(
+            [tower.data for tower in towers], batches, seeds=self._seeds, views=self.views, piece=micro_batch,
+            workers=workers, device=device,
+        )  # fmt: skip
 
     @property
     def step_number(self) -> int:
@@ -94,128 +119,188 @@ class Trainer:
         """Seconds spent in every phase of the steps."""
         return self.descent.seconds
 
-    def refresh(self) -> RefreshReport | None:
-        """Let the refresher look at the step; pass a new snapshot on to the samplers."""
-        if self.refresher is None:
-            return None
-        with self.descent.timed("refresh"):
-            before = self.refresher.staleness
-            report = self.refresher.step(self.step_number)
-            if report is not None and report.swapped:
-                self._swap(self.refresher.snapshot)
-            elif self.refresher.staleness is not before and self.refresher.snapshot is not None:
-                self.negatives.update(self.refresher.snapshot)
-        return report
+    def refresh(self) -> list[tuple[Tower, RefreshReport]]:
+        """Let every refresher look at the step; new snapshots go to the samplers. What was refreshed."""
+        reports = []
+        for position, tower in enumerate(self.towers):
+            if tower.refresher is None:
+                continue
+            with self.descent.timed("refresh"):
+                before = tower.refresher.probe
+                report = tower.refresher.step(self.step_number)
+                if report is not None:
+                    reports.append((tower, report))
+                snapshot = tower.refresher.snapshot
+                if report is not None and report.swapped and snapshot is not None:
+                    self._swap(position, snapshot)
+                elif tower.refresher.probe is not before and snapshot is not None:
+                    self._update_negatives(position, snapshot)
+        return reports
 
     def step(self) -> dict[str, float]:
-        """One optimisation step; its metrics.
+        """One optimisation step; its metrics, those of a direction under its anchors' tower.
 
         Raises:
             NonFiniteError: before anything is changed by a loss, embedding or gradient that is not finite.
         """
         with self.descent.timed("data"):
-            rows = torch.tensor(next(self._stream), device=self.device)
-        drawn = rows[:0]
-        if not self.negatives.fresh_queries:
-            with self.descent.timed("draw"):
-                drawn = self.negatives.draw(rows)
-        embeddings, keys = self._embed(rows, drawn)
-        if self.negatives.fresh_queries:
-            with self.descent.timed("draw"):
-                first, second = embeddings.detach().chunk(2)
-                drawn = self.negatives.draw(rows, unit_rows(first + second))
-            if len(drawn):
-                embeddings = torch.cat((embeddings, self._embed(rows[:0], drawn)[0]))
-        batch = EncodedBatch.from_views(rows, embeddings, drawn, keys, expected(self.batches, rows))
+            fetched = self._ahead.next(self.step_number)
+        passes = Passes(
+            self._layers.at(self.step_number), autocast=self.autocast, device=self.device,
+            cached=self.micro_batch is not None,
+        )  # fmt: skip
+        encoded = self.encode(fetched, passes)
+        rows = fetched.rows
         with self.descent.timed("negatives"):
-            negatives, info = self.negatives(batch)
-            loss = surrogate(batch, negatives, temperature=self.temperature)
-            value = info_nce(batch, temperature=self.temperature)
+            losses, values, info = self.contrast(rows, encoded)
+            loss, value = torch.stack(losses).mean(), torch.stack(values).mean()
             self.descent.require_finite(torch.stack((loss.detach(), value))[None], rows, "loss")
-        rate = self.descent(loss, rows)
+        rate = self.descent(functools.partial(passes.backward, loss), rows)
         with self.descent.timed("optimiser"):
-            self._follow()
+            for tower, slow, momentum in zip(self.towers, self.slow, self.momentum):
+                if slow is not None and momentum is not None:
+                    follow(slow, tower.encoder, momentum)
         with self.descent.timed("bank"):
-            self.encodings += len(embeddings) + (0 if keys is None else len(keys))
-            first, second = batch.anchors.detach().chunk(2)
-            self.bank.write(
-                torch.cat((rows, drawn)), torch.cat((unit_rows(first + second), batch.drawn)), step=self.step_number
-            )
-        return {
-            "loss": float(value),
-            "positive": float((first * second).sum(-1).mean()),
-            "mean_cosine": mean_cosine(first),
-            **self.meetings(rows),
-            "lr": rate,
-            **info,
-        }
+            self._write(rows, encoded)
+        watched = {name: number for watch in self.watchers for name, number in watch(rows).items()}
+        return {"loss": float(value), **watched, "lr": rate, **info}
 
-    def _embed(self, rows: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor | None]:
-        """First views of rows (B,), second views, and one view of drawn rows (E,), in one pass: (2B + E, D).
+    def encode(self, fetched: Fetched, passes: Passes) -> Encoded:
+        """Draw every direction's negatives and embed views and drawn rows: the forward passes of a step."""
+        rows = fetched.rows
+        tickets: list[Ticket | None] = [self._draw(way, rows, None) for way in self.directions]
+        embeddings, keys = [], []
+        for position, (inputs, slow) in enumerate(zip(fetched.inputs, self.slow)):
+            embeddings.append(self._embed(position, rows, inputs, _asked(tickets, position, self), passes))
+            with self.descent.timed("forward"):
+                keys.append(None if slow is None else passes.keys(slow, inputs, name=f"keys {position}"))
+        for nth, way in enumerate(self.directions):
+            if self.towers[way.anchors].negatives.fresh_queries:
+                queries = row_of_views(embeddings[way.anchors], len(rows), self.views)
+                tickets[nth] = ticket = self._draw(way, rows, queries)
+                if ticket is not None and len(ticket.further):
+                    second = self._embed(way.keys, rows, [], ticket.further, passes)
+                    embeddings[way.keys] = torch.cat((embeddings[way.keys], second))
+        return Encoded(embeddings, keys, [ticket for ticket in tickets if ticket is not None])
 
-        And the keys (2B, D) of the same views of rows, if there is a momentum encoder.
-        """
-        with self.descent.timed("data"):
-            images = self.images.read(torch.cat((rows, drawn)).cpu()).to(self.device)
-            images = torch.cat((images[: len(rows)], images))
-            views = self.augment(images, generator=self.generator).contiguous(memory_format=torch.channels_last)
+    def contrast(self, rows: Tensor, encoded: Encoded) -> tuple[list[Tensor], list[Tensor], Info]:
+        """Each direction's surrogate and InfoNCE over the batch, and what is reported of them."""
+        losses, values, info = [], [], {}
+        for way, ticket in zip(self.directions, encoded.tickets):
+            tower = self.towers[way.anchors]
+            batch = self.batch(way, rows, encoded, ticket)
+            negatives, found = tower.negatives(batch, ticket)
+            losses.append(surrogate(batch, negatives, temperature=self.temperature))
+            values.append(info_nce(batch, temperature=self.temperature))
+            mine, theirs = (encoded.embeddings[each].detach() for each in way)
+            seen = theirs[len(rows) : 2 * len(rows)] if way.anchors == way.keys else theirs[: len(rows)]
+            info["positive"] = float((mine[: len(rows)] * seen).sum(-1).mean())
+            info[tower.named("mean_cosine")] = mean_cosine(batch.anchors[: len(rows)])
+            info |= {tower.named(name): number for name, number in found.items()}
+        return losses, values, info
+
+    def batch(self, way: Direction, rows: Tensor, encoded: Encoded, ticket: Ticket) -> EncodedBatch:
+        """What a direction's negatives see of a step."""
+        mine, theirs, keys = encoded.embeddings[way.anchors], encoded.embeddings[way.keys], encoded.keys[way.keys]
+        count = self.views * len(rows)
+        known = expected(self.batches, rows)
+        if way.anchors == way.keys:
+            return EncodedBatch.from_views(rows, mine, ticket.further, keys, known)
+        return EncodedBatch.from_pairs(
+            rows, mine[:count], theirs[:count] if keys is None else keys, ticket.further, theirs[count:], known
+        )
+
+    def _draw(self, way: Direction, rows: Tensor, queries: Tensor | None) -> Ticket | None:
+        """A direction's ticket; None while its negatives wait for fresh queries."""
+        tower = self.towers[way.anchors]
+        if tower.negatives.fresh_queries and queries is None:
+            return None
+        with self.descent.timed("draw"):
+            if queries is None and way.anchors != way.keys:  # asked of another tower's snapshot
+                queries = tower.bank.read(rows)
+            return tower.negatives.draw(rows, step=self.step_number, queries=queries)
+
+    def _embed(self, position: int, rows: Tensor, inputs: list[Any], further: Tensor, passes: Passes) -> Tensor:
+        """Views of rows, read already (or none), and one view of further rows (E,), in one pass."""
+        tower, pieces = self.towers[position], list(inputs)
+        if len(further):
+            with self.descent.timed("data"):
+                slots = torch.arange(len(further)) + self.views * len(rows)
+                seeds = self._seeds(self.step_number, position, slots)
+                pieces += self._ahead.read(position, further, seeds)
+                if self.micro_batch is None:
+                    pieces = [collate(tower.data, pieces)]
         with self.descent.timed("forward"):
-            self.embedder.train()
-            with self.autocast():
-                embeddings: Tensor = self.embedder(views)
-            self.descent.require_finite(embeddings, torch.cat((rows, rows, drawn)), "embedding")
-            if self.momentum_encoder is None or not len(rows):
-                return embeddings, None
-            with torch.no_grad(), self.autocast():
-                return embeddings, self.momentum_encoder.train()(views[: 2 * len(rows)])
+            name = f"{position} second" if not inputs else str(position)
+            embeddings = passes(self._forward[position], pieces, name=name)
+            every = torch.cat((rows.repeat(self.views if inputs else 0), further))
+            self.descent.require_finite(embeddings, every, "embedding")
+        return embeddings
+
+    def _seeds(self, step: int, position: int, slots: Tensor) -> Tensor:
+        """One seed for the view of each input of a step: (n,) int64."""
+        return self._views.at(step, position).seeds(slots)
 
     @torch.no_grad()
-    def _follow(self) -> None:
-        """θ_k ← m θ_k + (1 − m) θ. Buffers, such as running statistics, are each encoder's own."""
-        if self.momentum_encoder is not None and self.negatives.momentum is not None:
-            for slow, fast in zip(self.momentum_encoder.parameters(), self.embedder.parameters()):
-                slow.lerp_(fast, 1 - self.negatives.momentum)
+    def _write(self, rows: Tensor, encoded: Encoded) -> None:
+        for position, tower in enumerate(self.towers):
+            embeddings, keys = encoded.embeddings[position].detach(), encoded.keys[position]
+            ids = torch.cat((rows, _asked(encoded.tickets, position, self)))
+            vectors = torch.cat((row_of_views(embeddings, len(rows), self.views), embeddings[self.views * len(rows) :]))
+            tower.bank.write(ids, vectors, step=self.step_number)
+            self.encodings += len(embeddings) + (0 if keys is None else len(keys))
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that a resumed run needs but the snapshot, which is saved beside it."""
-        return {
-            **self.descent.state_dict(),
-            "encodings": self.encodings,
-            "embedder": self.embedder.state_dict(),
-            "momentum_encoder": None if self.momentum_encoder is None else self.momentum_encoder.state_dict(),
-            "bank": self.bank.state_dict(),
-            "batches": self.batches.state_dict(),
-            "meetings": self.meetings.state_dict(),
-            "negatives": self.negatives.state_dict(),
-            "refresher": None if self.refresher is None else self.refresher.state_dict(),
-            "generator": self.generator.get_state(),
-        }
+        """Everything that a resumed run needs but the snapshots, which are saved beside it."""
+        towers = [
+            {
+                "encoder": tower.encoder.state_dict(),
+                "slow": None if slow is None else slow.state_dict(),
+                "bank": tower.bank.state_dict(),
+                "negatives": tower.negatives.state_dict(),
+                "refresher": None if tower.refresher is None else tower.refresher.state_dict(),
+            }
+            for tower, slow in zip(self.towers, self.slow)
+        ]
+        mine = {"encodings": self.encodings, "towers": towers, "batches": self._ahead.state_dict()}
+        return {**self.descent.state_dict(), **mine}
 
-    def load_state_dict(self, state: dict[str, Any], snapshot: Snapshot | None) -> None:
-        """Restore `state_dict`, with the snapshot that was in use."""
+    def load_state_dict(self, state: dict[str, Any], snapshots: Sequence[Snapshot | None]) -> None:
+        """Restore `state_dict`, with the snapshot of every tower that was in use."""
         self.descent.load_state_dict(state)
         self.encodings = state["encodings"]
-        self.embedder.load_state_dict(state["embedder"])
-        if self.momentum_encoder is not None:
-            self.momentum_encoder.load_state_dict(state["momentum_encoder"])
-        self.bank.load_state_dict(state["bank"])
-        self.generator.set_state(state["generator"])
-        if self.refresher is not None:
-            self.refresher.load_state_dict(state["refresher"], snapshot)
-            self._swap(snapshot)
-        self.batches.load_state_dict(state["batches"])
-        self.meetings.load_state_dict(state["meetings"])
-        self.negatives.load_state_dict(state["negatives"])
-        self._stream = self._endless()
+        for position, (tower, slow, saved) in enumerate(zip(self.towers, self.slow, state["towers"])):
+            tower.encoder.load_state_dict(saved["encoder"])
+            if slow is not None:
+                slow.load_state_dict(saved["slow"])
+            tower.bank.load_state_dict(saved["bank"])
+            if tower.refresher is not None:
+                tower.refresher.load_state_dict(saved["refresher"], snapshots[position])
+                if (snapshot := snapshots[position]) is not None:
+                    self._swap(position, snapshot)
+        self._ahead.load_state_dict(state["batches"])
+        for tower, saved in zip(self.towers, state["towers"]):
+            tower.negatives.load_state_dict(saved["negatives"])
 
-    def _swap(self, snapshot: Snapshot | None) -> None:
-        if snapshot is not None:
-            self.batches.update(snapshot)
-            self.negatives.update(snapshot)
+    def snapshots(self) -> list[Snapshot | None]:
+        """The snapshot of every tower that is in use."""
+        return [None if tower.refresher is None else tower.refresher.snapshot for tower in self.towers]
 
-    def _endless(self) -> Iterator[list[int]]:
-        while True:
-            yield from self.batches
+    def _swap(self, position: int, snapshot: Snapshot) -> None:
+        if position == 0:
+            self._ahead.update(snapshot)
+        self._update_negatives(position, snapshot)
+
+    def _update_negatives(self, position: int, snapshot: Snapshot) -> None:
+        for way in self.directions:
+            if way.keys == position:
+                self.towers[way.anchors].negatives.update(snapshot)
+
+
+def _asked(tickets: Sequence[Ticket | None], position: int, trainer: Trainer) -> Tensor:
+    """Further rows (E,) that are to be encoded by a tower."""
+    found = [t.further for t, way in zip(tickets, trainer.directions) if t is not None and way.keys == position]
+    return torch.cat(found) if found else torch.empty(0, dtype=torch.int64, device=trainer.device)
 
 
 def expected(batches: BatchSampler, rows: Tensor) -> Expected | None:
@@ -223,21 +308,4 @@ def expected(batches: BatchSampler, rows: Tensor) -> Expected | None:
     return functools.partial(batches.expected, rows) if batches.known and not batches.uniform else None
 
 
-def require_fitting(negatives: NegativeSampler, batches: BatchSampler, encoder: nn.Module) -> None:
-    """Raise ValueError for negatives that need to know more of the batches, or fresh queries with batch norm."""
-    name = type(batches).__name__
-    if negatives.requires == "uniform" and not batches.uniform:
-        raise ValueError(
-            f"negatives: averages and in-batch proposals need uniform batches, which {name} batches are not; take "
-            f"proposals='index' or other negatives, or uniform batches"
-        )
-    if negatives.requires == "known" and not batches.known:
-        raise ValueError(
-            f"negatives: batch=True weighs rows by how often they meet, which is not known of {name} batches; take "
-            f"batch=False, or uniform or drawn batches"
-        )
-    if negatives.fresh_queries and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in encoder.modules()):
-        raise ValueError(
-            "negatives: query='fresh' encodes drawn rows in a second pass, where batch statistics tell them from "
-            "the anchors; take encoder.norm=group and encoder.projector.norm=none, or query='bank'"
-        )
+__all__ = ["PHASES", "Negatives", "Trainer", "expected"]

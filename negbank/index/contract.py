@@ -17,6 +17,10 @@ MEMORY = 1 << 30
 """Bytes that a graph takes by default, beside the rows, their copy for fast products, and the result."""
 
 
+NO_CELL = -1
+"""Cell of a row that is not in the index."""
+
+
 class Neighbors(NamedTuple):
     """ids (B, k) long and scores (B, k) float32 (cosine), sorted by (−score, id)."""
 
@@ -63,7 +67,7 @@ class Graph(Neighbors):
 
 
 class Cells(NamedTuple):
-    """A partition of the bank: centroids (C, D), the cell of every row (N,) with −1 for none, rows a cell (C,)."""
+    """A partition of the bank: centroids (C, D), the cell of every row (N,) or `NO_CELL`, rows a cell (C,)."""
 
     centroids: Tensor
     assignment: Tensor
@@ -126,6 +130,13 @@ def check_k(k: int, excluded: int, rows: int) -> None:
         raise ValueError(
             f"k={k}: an index of {rows} rows with {excluded} excluded has {rows - excluded} to give; lower k"
         )
+
+
+def asked(index: Index, queries: Tensor, k: int, exclude: Tensor | None) -> tuple[Tensor, int]:
+    """Queries (B, D) as the index takes them, and of how many neighbours k are left when `exclude` (B, E) is out."""
+    wide = k + (0 if exclude is None else exclude.shape[1])
+    check_k(k, wide - k, len(index))
+    return queries.detach().to(device=index.vectors.device, dtype=torch.float32).contiguous(), wide
 
 
 def check_recall(target: float) -> None:

@@ -13,6 +13,7 @@ from negbank.index.contract import (
     Graph,
     IndexReport,
     Neighbors,
+    asked,
     check_k,
     check_recall,
     drop_excluded,
@@ -52,9 +53,7 @@ class ExactIndex:
         Raises:
             ValueError: when k rows are not left after `exclude`.
         """
-        wide = k + (0 if exclude is None else exclude.shape[1])
-        check_k(k, wide - k, len(self))
-        queries = queries.detach().to(device=self.vectors.device, dtype=torch.float32).contiguous()
+        queries, wide = asked(self, queries, k, exclude)
         ids, scores = exact_search(self._searched.to(torch.float32), queries, wide, longest=self._longest)
         return drop_excluded(Neighbors(ids if self._rows is None else self._rows[ids], scores), k, exclude)
 

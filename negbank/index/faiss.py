@@ -13,7 +13,7 @@ Faiss must not be used in forked workers, and pads with −1: both are kept out 
 
 from __future__ import annotations
 
-import math
+import functools
 import time
 from typing import Any
 
@@ -22,14 +22,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from negbank.bank import NO_ROW
+from negbank.index.auto import choose_factory
 from negbank.index.cell_join import cell_count, cell_join
 from negbank.index.contract import (
     MEMORY,
+    NO_CELL,
     Cells,
     Graph,
     Index,
     IndexReport,
     Neighbors,
+    asked,
     by_score_then_id,
     check_k,
     check_recall,
@@ -45,20 +49,9 @@ SAMPLE = 256
 WARM_ITERATIONS = 1
 MAX_IMBALANCE = 2.5
 """Σ size² · C / N² of the lists, 1 when all are equal; above this a warm start is given up."""
-EXACT_BELOW = {"cpu": 10_000, "cuda": 1_000_000}
-"""Rows below which `auto` searches exactly."""
 GPU_TEMP_MEMORY = 64 << 20
-
-
-def choose_factory(rows: int, dim: int, device: torch.device) -> str:
-    """The factory string `auto` stands for: exact while that is cheap, then an IVF with about 4√N lists.
-
-    Rows are stored as float16 once float32 lists would pass 4 GiB.
-    """
-    if rows < EXACT_BELOW["cuda" if device.type == "cuda" else "cpu"]:
-        return "Flat"
-    lists = max(1, min(round(4 * math.sqrt(rows)), rows // 39))
-    return f"IVF{lists},{'Flat' if rows * dim * 4 <= 4 << 30 else 'SQfp16'}"
+GPU_MOST = 2048
+"""Where its kernels end: the largest k, and nprobe."""
 
 
 def empty_index(factory: str, dim: int) -> faiss.Index:
@@ -118,15 +111,12 @@ class FaissIndex:
         else:
             truth = ExactIndex(self._searched).search(queries, k).ids
             old, before = (None, None) if warm is None else (warm.cells, warm.report.nprobe)
-            start = "cold" if old is None else "warm"
-            imbalance = self._build(factory, old, seed)
-            recall = self._tune(queries, truth, target_recall, None if old is None else before)
-            if start == "warm" and (recall < target_recall or (imbalance or 0) > MAX_IMBALANCE):
-                start = "cold after warm"
-                imbalance = self._build(factory, None, seed)
-                recall = self._tune(queries, truth, target_recall)
-            if imbalance is None:
-                start = "none"
+            for begun, cells in [("cold", None)] if old is None else [("warm", old), ("cold after warm", None)]:
+                start, imbalance = begun, self._build(factory, cells, seed)
+                recall = self._tune(queries, truth, target_recall, None if cells is None else before)
+                if recall >= target_recall and (imbalance or 0) <= MAX_IMBALANCE:
+                    break
+            start = "none" if imbalance is None else start
             self._index = _to_gpu(self._index, vectors.device)
         built = time.perf_counter() - started
         started = time.perf_counter()
@@ -138,8 +128,7 @@ class FaissIndex:
         return len(self._searched)
 
     def _place(self, vectors: Tensor, rows: Tensor | None) -> None:
-        self.vectors = vectors
-        self._rows = rows
+        self.vectors, self._rows = vectors, rows
         self._searched = vectors if rows is None else vectors[rows]
 
     def search(self, queries: Tensor, k: int, *, exclude: Tensor | None = None) -> Neighbors:
@@ -148,9 +137,7 @@ class FaissIndex:
         Raises:
             ValueError: when k rows are not left after `exclude`.
         """
-        wide = k + (0 if exclude is None else exclude.shape[1])
-        check_k(k, wide - k, len(self))
-        queries = queries.detach().to(device=self.vectors.device, dtype=torch.float32).contiguous()
+        queries, wide = asked(self, queries, k, exclude)
         ids = self._nearest(queries, wide)
         short = (ids < 0).any(1)
         if bool(short.any()):
@@ -175,20 +162,14 @@ class FaissIndex:
     def _nearest(self, queries: Tensor, k: int) -> Tensor:
         """Positions among the searched rows (B, k), −1 where the index found fewer."""
         if self._index is None:
-            if queries.is_cuda:  # whose kernels end at k = 2048
-                wide = k > 2048
-                return (
-                    ExactIndex(self._searched).search(queries, k).ids if wide else _knn_gpu(queries, self._searched, k)
-                )
-            _, ids = faiss.knn(queries.numpy(), self._searched.numpy(), k, metric=faiss.METRIC_INNER_PRODUCT)
-            return torch.from_numpy(ids)
+            return _knn(queries, self._searched, k)
         _, ids = self._index.search(queries.cpu().numpy(), k)
         return torch.from_numpy(ids).to(queries.device)
 
     def _wider(self, queries: Tensor, k: int) -> Tensor:
         """Positions (B, k) for queries whose lists hold fewer than k rows: in four times the lists, and again."""
         ivf = None if self._index is None else faiss.try_extract_index_ivf(self._index)
-        ids, left = torch.full((len(queries), k), -1, device=queries.device), torch.arange(len(queries))
+        ids, left = torch.full((len(queries), k), NO_ROW, device=queries.device), torch.arange(len(queries))
         if ivf is not None:
             tuned = ivf.nprobe
             while ivf.nprobe < ivf.nlist and len(left):
@@ -223,18 +204,14 @@ class FaissIndex:
 
     def _read_cells(self, ivf: Any) -> Cells:
         centroids = torch.from_numpy(ivf.quantizer.reconstruct_n(0, ivf.nlist))
-        assignment = torch.full((len(self._searched),), -1, dtype=torch.int64)
+        assignment = torch.full((len(self),), NO_CELL, dtype=torch.int64)
         for cell in range(ivf.nlist):
             size = ivf.invlists.list_size(cell)
             if size:
                 ids = faiss.rev_swig_ptr(ivf.invlists.get_ids(cell), size)
                 assignment[torch.from_numpy(ids.copy())] = cell
         sizes = torch.bincount(assignment, minlength=ivf.nlist)
-        if self._rows is not None:
-            everywhere = torch.full((len(self.vectors),), -1, dtype=torch.int64)
-            everywhere[self._rows.cpu()] = assignment
-            assignment = everywhere
-        device = self.vectors.device
+        device, assignment = self.vectors.device, _everywhere(assignment, self._rows, len(self.vectors))
         return Cells(centroids.to(device), assignment.to(device), sizes.to(device))
 
     def _tune(self, queries: Tensor, truth: Tensor, target: float, before: int | None = None) -> float:
@@ -244,7 +221,7 @@ class FaissIndex:
         """
         ivf = faiss.try_extract_index_ivf(self._index)
         if ivf is not None:
-            name, limit = "nprobe", min(ivf.nlist, 2048 if self.vectors.is_cuda else ivf.nlist)
+            name, limit = "nprobe", min(ivf.nlist, GPU_MOST if self.vectors.is_cuda else ivf.nlist)
         elif isinstance(faiss.downcast_index(self._index), faiss.IndexHNSW):
             name, limit = "efSearch", 4096
         else:
@@ -253,7 +230,7 @@ class FaissIndex:
         limit = limit if before is None else min(limit, 2 * before)
         self._effort = 1
         while True:
-            self._set_effort(name, self._effort)
+            faiss.ParameterSpace().set_index_parameter(self._index, name, self._effort)
             recall = recall_of(self._nearest(queries, truth.shape[1]), truth)
             if recall >= target or self._effort >= limit:
                 return recall
@@ -263,14 +240,11 @@ class FaissIndex:
         """Raise the search effort until recall@k on these queries (B, D) reaches the target; the recall reached."""
         if self._index is None:
             return 1.0
-        queries = queries.detach().to(device=self.vectors.device, dtype=torch.float32).contiguous()
-        truth = ExactIndex(self._searched).search(queries, min(k, len(self))).ids
+        queries, k = asked(self, queries, min(k, len(self)), None)
+        truth = ExactIndex(self._searched).search(queries, k).ids
         recall = self._tune(queries, truth, target_recall)
         self.report = self.report._replace(nprobe=self._effort, recall=recall, recall_at=truth.shape[1])
         return recall
-
-    def _set_effort(self, name: str, value: int) -> None:
-        faiss.ParameterSpace().set_index_parameter(self._index, name, value)
 
     def state(self) -> dict[str, Any]:
         """What `FaissIndex.restore` needs beside the vectors: plain values, and the index as bytes (uint8) or None."""
@@ -295,53 +269,48 @@ class FaissIndex:
         return self
 
 
+def kmeans_cells(vectors: Tensor, rows: Tensor | None, lists: int, seed: int = 0) -> Cells:
+    """Spherical k-means of unit rows (N, D), or of rows (n,) of them: `lists` ≤ n cells, the same for a seed."""
+    searched = vectors if rows is None else vectors[rows]
+    quantizer = _to_gpu(faiss.IndexFlatIP(vectors.shape[1]), vectors.device)
+    centroids = torch.from_numpy(_centroids(searched.cpu().numpy(), lists, seed, quantizer)).to(vectors.device)
+    nearest = _knn(searched, centroids, 1)[:, 0]
+    return Cells(centroids, _everywhere(nearest, rows, len(vectors)), torch.bincount(nearest, minlength=lists))
+
+
 def _warm_centroids(x: np.ndarray, stale: np.ndarray, lists: int, seed: int) -> np.ndarray:
     """`WARM_ITERATIONS` of spherical k-means over x (N, D) from stale centroids, cut or filled up to `lists`."""
     rng = np.random.default_rng(seed)
     stale = stale[rng.permutation(len(stale))[:lists]]
-    missing = lists - len(stale)
-    start = np.concatenate((stale, x[rng.permutation(len(x))[:missing]])).astype(np.float32)
+    start = np.concatenate((stale, x[rng.permutation(len(x))[: lists - len(stale)]])).astype(np.float32)
+    return _centroids(x, lists, seed, faiss.IndexFlatIP(x.shape[1]), start)
+
+
+def _centroids(x: np.ndarray, lists: int, seed: int, quantizer: Any, start: np.ndarray | None = None) -> np.ndarray:
+    """Faiss's k-means over unit rows x (N, D), which trains its lists, too: (lists, D) unit centroids."""
     clustering = faiss.Clustering(x.shape[1], lists)
-    clustering.niter, clustering.spherical, clustering.seed = WARM_ITERATIONS, True, seed + 1
-    clustering.min_points_per_centroid = 1
-    faiss.copy_array_to_vector(start.ravel(), clustering.centroids)
-    clustering.train(x, faiss.IndexFlatIP(x.shape[1]))
+    clustering.spherical, clustering.seed, clustering.min_points_per_centroid = True, seed + 1, 1
+    if start is not None:
+        clustering.niter = WARM_ITERATIONS
+        faiss.copy_array_to_vector(start.ravel(), clustering.centroids)
+    clustering.train(x, quantizer)
     return faiss.vector_to_array(clustering.centroids).reshape(lists, x.shape[1])
 
 
-def kmeans_cells(vectors: Tensor, rows: Tensor | None, lists: int, seed: int = 0) -> Cells:
-    """Spherical k-means of unit rows (N, D), or of rows (n,) of them: `lists` ≤ n cells, the same for a seed."""
-    searched = vectors if rows is None else vectors[rows]
-    clustering = faiss.Clustering(vectors.shape[1], lists)
-    clustering.spherical, clustering.seed, clustering.min_points_per_centroid = True, seed + 1, 1
-    quantizer = faiss.IndexFlatIP(vectors.shape[1])
-    clustering.train(searched.cpu().numpy(), _to_gpu(quantizer, vectors.device))
-    flat = faiss.vector_to_array(clustering.centroids).reshape(lists, vectors.shape[1])
-    centroids = torch.from_numpy(flat).to(vectors.device)
-    if vectors.is_cuda:
-        nearest = _knn_gpu(searched, centroids, 1)[:, 0]
-    else:
-        _, ids = faiss.knn(searched.numpy(), flat, 1, metric=faiss.METRIC_INNER_PRODUCT)
-        nearest = torch.from_numpy(ids)[:, 0]
-    assignment = nearest
-    if rows is not None:
-        assignment = nearest.new_full((len(vectors),), -1)
-        assignment[rows] = nearest
-    return Cells(centroids, assignment, torch.bincount(nearest, minlength=lists))
+def _everywhere(assignment: Tensor, rows: Tensor | None, count: int) -> Tensor:
+    """The cells (n,) of rows (n,) as cells (count,) of every row, `NO_CELL` of the others."""
+    if rows is None:
+        return assignment
+    return assignment.new_full((count,), NO_CELL).index_copy_(0, rows.to(assignment.device), assignment)
 
 
-_RESOURCES: dict[int, Any] = {}
-
-
-def _resources(device: torch.device) -> Any:
+@functools.cache
+def _resources(device: int) -> Any:
     """One set of GPU resources a device, with a small fixed scratch memory instead of Faiss's 1.5 GiB."""
-    number = device.index if device.index is not None else torch.cuda.current_device()
-    if number not in _RESOURCES:
-        resources = faiss.StandardGpuResources()
-        resources.setTempMemory(GPU_TEMP_MEMORY)
-        resources.setDefaultNullStreamAllDevices()
-        _RESOURCES[number] = resources
-    return _RESOURCES[number]
+    resources = faiss.StandardGpuResources()
+    resources.setTempMemory(GPU_TEMP_MEMORY)
+    resources.setDefaultNullStreamAllDevices()
+    return resources
 
 
 def _to_gpu(index: Any, device: torch.device) -> Any:
@@ -349,9 +318,17 @@ def _to_gpu(index: Any, device: torch.device) -> Any:
     if device.type != "cuda":
         return index
     try:
-        return faiss.index_cpu_to_gpu(_resources(device), device.index or 0, index)
+        return faiss.index_cpu_to_gpu(_resources(device.index), device.index, index)
     except RuntimeError:
         return index
+
+
+def _knn(queries: Tensor, rows: Tensor, k: int) -> Tensor:
+    """The k rows of largest product with each query: (B, k), in no order among equals."""
+    if not rows.is_cuda:
+        _, ids = faiss.knn(queries.numpy(), rows.numpy(), k, metric=faiss.METRIC_INNER_PRODUCT)
+        return torch.from_numpy(ids)
+    return ExactIndex(rows).search(queries, k).ids if k > GPU_MOST else _knn_gpu(queries, rows, k)
 
 
 def _knn_gpu(queries: Tensor, rows: Tensor, k: int) -> Tensor:
@@ -359,7 +336,7 @@ def _knn_gpu(queries: Tensor, rows: Tensor, k: int) -> Tensor:
     ids = torch.empty(len(queries), k, dtype=torch.int64, device=rows.device)
     scores = torch.empty(len(queries), k, device=rows.device)
     p = faiss.GpuDistanceParams()
-    p.metric, p.k, p.dims, p.device = faiss.METRIC_INNER_PRODUCT, k, rows.shape[1], rows.device.index or 0
+    p.metric, p.k, p.dims, p.device = faiss.METRIC_INNER_PRODUCT, k, rows.shape[1], rows.device.index
     p.vectors, p.numVectors = faiss.cast_integer_to_float_ptr(rows.data_ptr()), len(rows)
     p.queries, p.numQueries = faiss.cast_integer_to_float_ptr(queries.data_ptr()), len(queries)
     p.vectorType = p.queryType = faiss.DistanceDataType_F32
@@ -367,5 +344,5 @@ def _knn_gpu(queries: Tensor, rows: Tensor, k: int) -> Tensor:
     p.outDistances = faiss.cast_integer_to_float_ptr(scores.data_ptr())
     p.outIndices, p.outIndicesType = faiss.cast_integer_to_idx_t_ptr(ids.data_ptr()), faiss.IndicesDataType_I64
     torch.cuda.current_stream(rows.device).synchronize()
-    faiss.bfKnn(_resources(rows.device), p)
+    faiss.bfKnn(_resources(rows.device.index), p)
     return ids

@@ -1,12 +1,15 @@
-"""Spherical k-means in plain torch (Dhillon & Modha, 2001), short: cells to search by, not clusters to report.
+"""k-means in plain torch: one Lloyd loop, for cells to search by and for parts to be made of.
 
-    cell(i) = argmax_c x_i·μ_c,        μ_c ← Σ_{i ∈ c} x_i / |Σ_{i ∈ c} x_i|
+    part(i) = argmin_c |x_i − μ_c|²,        μ_c ← mean of the rows of c                           (Lloyd 1982)
+    cell(i) = argmax_c x_i·μ_c,             μ_c ← Σ_{i ∈ c} x_i / |Σ_{i ∈ c} x_i|                 (Dhillon & Modha 2001)
 
-Three rounds on 16 rows a cell are enough for a search whose recall is measured afterwards; more rounds cost more than
-they save it. An empty cell starts again at a row.
+Cells are short: three rounds on 16 rows a cell are enough for a search whose recall is measured afterwards; more rounds
+cost more than they save it. An empty cell starts again at a row, an empty part stays where it is.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numba
 import numpy as np
@@ -27,16 +30,57 @@ def kmeans(vectors: Tensor, count: int, *, generator: torch.Generator) -> Cells:
     """Cut unit rows (n, D) into `count` ≤ n cells, on their device, with a generator on the CPU."""
     drawn = torch.randperm(len(vectors), generator=generator)[: ROWS_A_CELL * count]
     sample = vectors[drawn.to(vectors.device)]
-    centroids = sample[:count]
-    for _ in range(ROUNDS):
-        own = nearest_cell(sample, centroids)
-        sums = torch.zeros_like(centroids).index_add_(0, own, sample)
-        empty = torch.bincount(own, minlength=count) == 0
-        spare = torch.randperm(len(sample), generator=generator)[: int(empty.sum())]
-        sums[empty] = sample[spare.to(sample.device)]
-        centroids = torch.nn.functional.normalize(sums, dim=1)
+
+    def renewed(rows: Tensor, own: Tensor, before: Tensor) -> Tensor:
+        sums, sizes = _sums(rows, own, before)
+        empty = sizes == 0
+        spare = torch.randperm(len(rows), generator=generator)[: int(empty.sum())]
+        sums[empty] = rows[spare.to(rows.device)]
+        return torch.nn.functional.normalize(sums, dim=1)
+
+    centroids = _rounds(sample, sample[:count], ROUNDS, nearest_cell, renewed, settle=False)
     own = nearest_cell(vectors, centroids)
     return Cells(centroids, own, torch.bincount(own, minlength=count))
+
+
+def lloyd(rows: Tensor, start: Tensor, rounds: int) -> Tensor:
+    """The centres (K, D) of parts of rows (R, D), from centres `start` (K, D), until no row changes its part."""
+    return _rounds(rows, start, rounds, lambda *pair: closeness(*pair).argmax(1), means, settle=True)
+
+
+def _rounds(
+    rows: Tensor,
+    centres: Tensor,
+    rounds: int,
+    nearest: Callable[[Tensor, Tensor], Tensor],
+    moved: Callable[[Tensor, Tensor, Tensor], Tensor],
+    *,
+    settle: bool,
+) -> Tensor:
+    """Parts by the centres, centres by the parts, for so many rounds or, to `settle`, until no row changes its part."""
+    part = None
+    for _ in range(rounds):
+        before, part = part, nearest(rows, centres)
+        if settle and before is not None and part.equal(before):
+            break
+        centres = moved(rows, part, centres)
+    return centres
+
+
+def closeness(rows: Tensor, centres: Tensor) -> Tensor:
+    """x·c − |c|²/2 of rows (R, D) and centres (K, D), as (R, K): |x|²/2 less half the squared distance."""
+    return torch.addmm(centres.square().sum(1) / -2, rows, centres.T)
+
+
+def means(rows: Tensor, part: Tensor, before: Tensor) -> Tensor:
+    """Mean row of each part (K, D); of a part without rows, what it was before."""
+    sums, sizes = _sums(rows, part, before)
+    return torch.where(sizes[:, None] > 0, sums / sizes[:, None].clamp(min=1), before)
+
+
+def _sums(rows: Tensor, part: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+    """The sum (K, D) of the rows of each part, and how many they are (K,)."""
+    return torch.zeros_like(before).index_add_(0, part, rows), torch.bincount(part, minlength=len(before))
 
 
 def nearest_cell(vectors: Tensor, centroids: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from negbank.bank import NO_ROW
 from negbank.index.contract import MEMORY, Neighbors, by_score_then_id, exact_scores
 from negbank.index.products import Products, fast_dtype
 from negbank.index.shortlist import Shortlist, room, shortlist
@@ -42,7 +43,7 @@ def exact_search(
     dtype = dtype or (fast_dtype(device) if len(queries) >= ROUND_FOR else torch.float32)
     products = Products(vectors, dtype, queries, longest=longest)
     every = torch.arange(len(vectors), device=device)
-    own = torch.full((len(queries),), -1, device=device) if own is None else own
+    own = torch.full((len(queries),), NO_ROW, device=device) if own is None else own
     ids = torch.empty(len(queries), k, dtype=torch.int64, device=device)
     scores = torch.empty(len(queries), k, device=device)
     with OwnThreads(threads_for(len(queries) * len(vectors), device)) as threads:
@@ -76,7 +77,7 @@ def shortlists(
         columns = right[: len(ids)] if places is None else right.index_select(0, places[: len(ids)])
         products = (left[: len(own)] @ columns.T).masked_fill_(own[:, None] == ids, -torch.inf)
         found = shortlist(products, k, slack)
-        return torch.where(found < 0, -1, ids[found].to(torch.int64))
+        return torch.where(found < 0, NO_ROW, ids[found].to(torch.int64))
     result = Shortlist(k, slack, left.dtype, len(ids))
     names, own_names = (t.to(torch.int32).numpy() for t in (ids, own))
     wide = max(TILE, TILE * TILE // 4 // max(1, len(left)) // 256 * 256)

@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
+from negbank.files import MANIFEST
 from negbank.index import Index
 from negbank.mining.forbidden import NO_GROUP, Csr, Forbidden, csr
 from negbank.mining.rows import Rows
-from negbank.snapshot import MANIFEST, Snapshot
+from negbank.snapshot import Snapshot
 
 MISSING = -1
 """Position of an id that no row has."""

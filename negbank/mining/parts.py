@@ -6,7 +6,6 @@ several processes each works on every W-th part. A result is the arrays of all p
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -108,7 +107,7 @@ class Folder:
             if found is None:
                 found = {"format": FORMAT, "complete": False, "run": run, "part_queries": part_queries}
                 if world()[0] == 0:
-                    files.write(path / files.MANIFEST, json.dumps(found, indent=1))
+                    files.seal(path, found, [])
             self.manifest = found
             self.complete = bool(found["complete"])
             if not self.complete:

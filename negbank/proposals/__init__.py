@@ -3,14 +3,13 @@
 A proposal is bound to one snapshot. Called with anchors it gives their distributions, in the conventions of
 `torch.distributions`, batched over anchors: `sample(n)` never leaves D_i, `log_prob(ids)` is exact and normalised over
 D_i, and −∞ outside of it. Every proposal has full support on D_i, or the chain that uses it could not reach some rows.
-Two stand apart and say so: `InBatch` has the support of a batch, `Pooled` is one distribution for all anchors together.
+`Pooled` stands apart: it is one distribution for all anchors together.
 """
 
 from negbank.proposals.adapt import Fitted, Probe, fit
 from negbank.proposals.cells import Cells
 from negbank.proposals.contract import Anchors, Proposal, ProposalDistribution
 from negbank.proposals.head_tail import HeadTail
-from negbank.proposals.in_batch import InBatch
 from negbank.proposals.mixture import Mixture
 from negbank.proposals.nearest import Nearest
 from negbank.proposals.pooled import Pooled, PooledDistribution
@@ -23,7 +22,6 @@ __all__ = [
     "Cells",
     "Fitted",
     "HeadTail",
-    "InBatch",
     "Mixture",
     "Nearest",
     "Pooled",

@@ -40,7 +40,7 @@ TAILS = (0.25, 0.5, 1.0, 2.0, 4.0)
 
 
 class Probe(NamedTuple):
-    """Fresh similarities (P, M) of probe anchors (P) and rows ids (M,), drawn with log density log_q (M,)."""
+    """Fresh similarities scores (P, M) of P anchors to rows ids (M,), drawn with log density log_q (M,)."""
 
     anchors: Anchors
     ids: Tensor
@@ -92,11 +92,10 @@ def fit(
 def tune(proposal: Any, probe: Probe | None) -> None:
     """Set `temperature`, which is the target's τ so far, and `floor` of a proposal to the fitted ones; then its `tail`.
 
-    Raises:
-        ValueError: when there is no probe.
+    Before there is a probe they stay as they were set.
     """
     if probe is None:
-        raise ValueError("probe=None: adapt=True is fitted to measured staleness; give probe=measure(snapshot, ...)")
+        return
 
     def varied(**settings: float) -> Proposal:
         made = copy.copy(proposal)

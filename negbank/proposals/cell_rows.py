@@ -12,8 +12,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from negbank.exclusions import NO_ROW, Exclusions
+from negbank.bank import NO_ROW
+from negbank.exclusions import NO_GROUP, NOWHERE, Exclusions
 from negbank.index import Cells
+from negbank.index.contract import NO_CELL
 
 
 class CellRows:
@@ -24,7 +26,7 @@ class CellRows:
         exclude: what may not be drawn.
 
     Attributes:
-        order: (n + 1,) rows by position, with a −1 behind the last.
+        order: (n + 1,) rows by position, with a `NO_ROW` behind the last.
         bounds: (C + 1,) positions where each cell starts and the last one ends.
         sizes: (C,) float64 rows of each cell.
         empty: the cells without any.
@@ -37,7 +39,7 @@ class CellRows:
         num_rows, device = exclude.num_rows, rows.device
         keys, at = (cells.assignment[rows] * num_rows + self._group[rows]).sort(stable=True)
         self.order = torch.cat((rows[at], rows.new_full((1,), NO_ROW)))
-        self._position = torch.full((num_rows,), NO_ROW, device=device)
+        self._position = torch.full((num_rows,), NOWHERE, device=device)
         self._position[self.order[:-1]] = torch.arange(len(rows), device=device)
         self.bounds = torch.searchsorted(keys, torch.arange(len(cells.sizes) + 1, device=device) * num_rows)
         self.sizes = self.bounds.diff().double()
@@ -52,7 +54,7 @@ class CellRows:
     def of(self, rows: Tensor) -> AnchorCells:
         """For anchors of rows (A,)."""
         cells, device = len(self.cells.sizes), rows.device
-        group = torch.where(rows == NO_ROW, NO_ROW, self._group[rows.clamp(min=0)])
+        group = torch.where(rows == NO_ROW, NO_GROUP, self._group[rows.clamp(min=0)])
         first = torch.where(group < 0, 0, self._offsets[group.clamp(min=0)])
         last = torch.where(group < 0, 0, self._offsets[group.clamp(min=0) + 1])
         at = first[:, None] + torch.arange(int((last - first).max()) if len(rows) else 0, device=device)
@@ -61,7 +63,7 @@ class CellRows:
         size, start = torch.where(inside, self._pair_size[at], 0), torch.where(inside, self._pair_start[at], 0)
         listed = self._exclude.listed(rows)
         ids = torch.where(listed < len(self._every), self._every[listed.clamp(max=len(self._every) - 1)], NO_ROW)
-        skips = torch.where(ids < 0, NO_ROW, self._position[ids.clamp(min=0)])
+        skips = torch.where(ids < 0, NOWHERE, self._position[ids.clamp(min=0)])
         return AnchorCells(self, cell, size, start, skips)
 
 
@@ -75,7 +77,7 @@ class AnchorCells:
         layout: the positions of all allowed rows.
         group_cell, group_size, group_start: (A, P) the cells that hold rows of an anchor's group, ascending and padded
             by C, how many of them, and the position they start at.
-        skips: (A, E) further positions that may not be drawn, outside the group; −1 pads.
+        skips: (A, E) further positions that may not be drawn, outside the group; `NOWHERE` pads.
     """
 
     def __init__(
@@ -137,5 +139,5 @@ class AnchorCells:
         return self._layout.order[place.clamp(max=len(self._layout.order) - 1)]
 
     def cell_of(self, ids: Tensor) -> Tensor:
-        """The cell of rows ids (A, n), −1 for none."""
-        return torch.where(ids < 0, NO_ROW, self._layout.cells.assignment[ids.clamp(min=0)])
+        """The cell of rows ids (A, n), or `NO_CELL`."""
+        return torch.where(ids < 0, NO_CELL, self._layout.cells.assignment[ids.clamp(min=0)])

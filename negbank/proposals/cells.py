@@ -9,11 +9,14 @@ written have no cell and are reached by the floor alone.
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from negbank.bounds import Gt, Le, Supplied, checked
 from negbank.exclusions import Exclusions
 from negbank.proposals.adapt import Probe, tune
 from negbank.proposals.cell_rows import CellRows
 from negbank.proposals.cell_scores import CellScores
-from negbank.proposals.contract import Anchors, check_softmax
+from negbank.proposals.contract import Anchors
 from negbank.proposals.head_tail import HeadTailDistribution
 from negbank.snapshot import Snapshot
 
@@ -23,27 +26,28 @@ class Cells:
 
     Args:
         snapshot: whose cells are drawn from.
-        temperature: τ of the softmax, > 0.
-        floor: λ in (0, 1], the share of uniform draws.
-        adapt: take temperature and floor from a fit to measured staleness; `temperature` is then the target's.
+        temperature: of the softmax, τ; the loss's own where a run does not say.
+        floor: share of uniform draws, λ, without which rows that have no cell are never reached.
+        adapt: fit temperature and floor to measured staleness, once there is a probe; `temperature` is then the
+            target's.
         probe: that measurement (probe.py, adapt.py).
         exclude: what may not be drawn; the anchor's own row by default.
 
     Raises:
-        ValueError: for a temperature ≤ 0, a floor outside (0, 1], or adapt without a probe.
+        ValueError: for a temperature or floor out of bounds.
     """
 
+    @checked
     def __init__(
         self,
         snapshot: Snapshot,
-        temperature: float = 0.07,
-        floor: float = 0.1,
+        temperature: Annotated[float, Gt(0), Supplied("loss.temperature")] = 0.07,
+        floor: Annotated[float, Gt(0), Le(1)] = 0.1,
         *,
         adapt: bool = False,
         probe: Probe | None = None,
         exclude: Exclusions | None = None,
     ) -> None:
-        check_softmax(temperature, floor, unreached="that have no cell")
         exclude = snapshot.exclude_self if exclude is None else exclude
         self._exclude = exclude.to(snapshot.vectors.device)
         self._rows = CellRows(snapshot.cells, self._exclude)

@@ -12,7 +12,7 @@ from negbank.index import Index, Neighbors
 
 
 class Anchors(NamedTuple):
-    """rows (A,) long: each anchor's own row, `NO_ROW` (−1) for an outside query; queries (A, D): to search with."""
+    """rows (A,) long: each anchor's own row, `NO_ROW` for an outside query; queries (A, D): to search with."""
 
     rows: Tensor
     queries: Tensor
@@ -64,14 +64,6 @@ def by_id(head: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def check_head(k: int, rows: int) -> None:
-    """Raise ValueError unless k rows can be retrieved for each of `rows` rows beside itself."""
-    if not 1 <= k < rows:
+    """Raise ValueError unless each of `rows` rows has k others to retrieve."""
+    if k >= rows:
         raise ValueError(f"k={k}: expected 1..{rows - 1}, the other rows of a bank of {rows}")
-
-
-def check_softmax(temperature: float, floor: float, *, unreached: str) -> None:
-    """Raise ValueError unless temperature > 0 and floor is in (0, 1]; `unreached`: rows only the floor reaches."""
-    if not temperature > 0:
-        raise ValueError(f"temperature={temperature}: expected a value above 0")
-    if not 0 < floor <= 1:
-        raise ValueError(f"floor={floor}: expected (0, 1]; without it rows {unreached} are never reached")

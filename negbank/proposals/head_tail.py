@@ -15,15 +15,19 @@ Whether j lies in T_i is asked of the ids that the search returned, never of a s
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 from torch import Tensor
 
+from negbank.bank import NO_ROW
+from negbank.bounds import Count, Gt, Le, Positive, Supplied, checked
 from negbank.counter import uniforms
-from negbank.exclusions import NO_ROW, Exclusions
+from negbank.exclusions import Exclusions
 from negbank.proposals.adapt import Probe, tune
 from negbank.proposals.cell_rows import AnchorCells, CellRows
 from negbank.proposals.cell_scores import CellScores
-from negbank.proposals.contract import Anchors, by_id, check_head, check_softmax, search_allowed
+from negbank.proposals.contract import Anchors, by_id, check_head, search_allowed
 from negbank.snapshot import Snapshot
 
 
@@ -32,34 +36,33 @@ class HeadTail:
 
     Args:
         snapshot: whose index is searched, and whose cells are the tail.
-        k: size of T_i; smaller where exclusions or an unfinished bank leave fewer.
-        temperature: τ of the softmax, > 0.
-        floor: λ in (0, 1], the share of uniform draws.
-        tail: t > 0, the tail's weight against the head's.
-        adapt: take temperature, floor and tail from a fit to measured staleness; `temperature` is then the target's.
+        k: rows retrieved for an anchor, at most; fewer where exclusions or an unfinished bank leave fewer.
+        temperature: of the softmax, τ; the loss's own where a run does not say.
+        floor: share of uniform draws, λ, without which rows that have no cell are never reached.
+        tail: weight of the tail against the head, t.
+        adapt: fit temperature, floor and tail to measured staleness, once there is a probe; `temperature` is then the
+            target's.
         probe: that measurement (probe.py, adapt.py).
         exclude: what may not be drawn; the anchor's own row by default.
 
     Raises:
-        ValueError: for a k outside 1..N−1, a temperature or tail ≤ 0, a floor outside (0, 1], or adapt without a probe.
+        ValueError: for a k outside 1..N−1, and for a temperature, floor or tail out of bounds.
     """
 
+    @checked
     def __init__(
         self,
         snapshot: Snapshot,
-        k: int = 64,
-        temperature: float = 0.07,
-        floor: float = 0.1,
+        k: Count = 64,
+        temperature: Annotated[float, Gt(0), Supplied("loss.temperature")] = 0.07,
+        floor: Annotated[float, Gt(0), Le(1)] = 0.1,
         *,
-        tail: float = 1.0,
+        tail: Positive = 1.0,
         adapt: bool = False,
         probe: Probe | None = None,
         exclude: Exclusions | None = None,
     ) -> None:
         check_head(k, len(snapshot))
-        check_softmax(temperature, floor, unreached="that have no cell")
-        if not tail > 0:
-            raise ValueError(f"tail={tail}: expected a value above 0")
         exclude = snapshot.exclude_self if exclude is None else exclude
         self._exclude = exclude.to(snapshot.vectors.device)
         self._index, self._k, self.temperature, self.floor = snapshot.index, k, temperature, floor
@@ -83,7 +86,7 @@ class HeadTailDistribution:
 
     Args:
         rows: (A,) the anchors' own rows.
-        head, head_logits: (A, k) ids and their logits; −1 and −∞ where there is none.
+        head, head_logits: (A, k) ids and their logits; `NO_ROW` and −∞ where there is none.
         cells: the rows that may be drawn by cell.
         logits: (A, C) float32 of a single row of each cell; overwritten.
         floor, exclude: λ and D_i.

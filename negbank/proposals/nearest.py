@@ -8,13 +8,16 @@ threshold: an approximate search misses rows, and the density must say what is d
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 from torch import Tensor
 
+from negbank.bounds import Count, Gt, Le, Supplied, checked
 from negbank.counter import uniforms
 from negbank.exclusions import Exclusions
 from negbank.proposals.adapt import Probe, tune
-from negbank.proposals.contract import Anchors, by_id, check_head, check_softmax, search_allowed
+from negbank.proposals.contract import Anchors, by_id, check_head, search_allowed
 from negbank.snapshot import Snapshot
 
 
@@ -23,30 +26,31 @@ class Nearest:
 
     Args:
         snapshot: whose index is searched.
-        k: size of T_i; smaller where exclusions or an unfinished bank leave fewer.
-        temperature: τ of the softmax, > 0.
-        floor: λ in (0, 1], the share of uniform draws.
-        adapt: take temperature and floor from a fit to measured staleness; `temperature` is then the target's.
+        k: rows retrieved for an anchor, at most; fewer where exclusions or an unfinished bank leave fewer.
+        temperature: of the softmax, τ; the loss's own where a run does not say.
+        floor: share of uniform draws, λ, without which rows outside the top k are never reached.
+        adapt: fit temperature and floor to measured staleness, once there is a probe; `temperature` is then the
+            target's.
         probe: that measurement (probe.py, adapt.py).
         exclude: what may not be drawn; the anchor's own row by default.
 
     Raises:
-        ValueError: for a k outside 1..N−1, a temperature ≤ 0, a floor outside (0, 1], or adapt without a probe.
+        ValueError: for a k outside 1..N−1, and for a temperature or floor out of bounds.
     """
 
+    @checked
     def __init__(
         self,
         snapshot: Snapshot,
-        k: int = 64,
-        temperature: float = 0.07,
-        floor: float = 0.3,
+        k: Count = 64,
+        temperature: Annotated[float, Gt(0), Supplied("loss.temperature")] = 0.07,
+        floor: Annotated[float, Gt(0), Le(1)] = 0.3,
         *,
         adapt: bool = False,
         probe: Probe | None = None,
         exclude: Exclusions | None = None,
     ) -> None:
         check_head(k, len(snapshot))
-        check_softmax(temperature, floor, unreached="outside the top k")
         self._index, self._k, self.temperature, self.floor = snapshot.index, k, temperature, floor
         self._exclude = (snapshot.exclude_self if exclude is None else exclude).to(snapshot.vectors.device)
         if adapt:

@@ -8,11 +8,14 @@ the reference, not the product. Rows that were never written are reached by the 
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 
+from negbank.bounds import Gt, Le, Supplied, checked
 from negbank.exclusions import Exclusions
 from negbank.index.contract import exact_scores
-from negbank.proposals.contract import Anchors, check_softmax
+from negbank.proposals.contract import Anchors
 from negbank.proposals.nearest import NearestDistribution
 from negbank.snapshot import Snapshot
 
@@ -22,18 +25,23 @@ class StaleSoftmax:
 
     Args:
         snapshot: whose rows are scored.
-        temperature: τ of the softmax, > 0.
-        floor: λ in (0, 1], the share of uniform draws.
+        temperature: of the softmax, τ; the loss's own where a run does not say.
+        floor: share of uniform draws, λ, without which rows never written are never reached.
         exclude: what may not be drawn; the anchor's own row by default.
 
     Raises:
-        ValueError: for a temperature ≤ 0 or a floor outside (0, 1].
+        ValueError: for a temperature or floor out of bounds.
     """
 
+    @checked
     def __init__(
-        self, snapshot: Snapshot, temperature: float = 0.07, floor: float = 0.1, *, exclude: Exclusions | None = None
+        self,
+        snapshot: Snapshot,
+        temperature: Annotated[float, Gt(0), Supplied("loss.temperature")] = 0.07,
+        floor: Annotated[float, Gt(0), Le(1)] = 0.1,
+        *,
+        exclude: Exclusions | None = None,
     ) -> None:
-        check_softmax(temperature, floor, unreached="never written")
         self._vectors, self._temperature, self._floor = snapshot.vectors, temperature, floor
         every = torch.arange(len(snapshot), device=snapshot.vectors.device)
         self._written = every if snapshot.rows is None else snapshot.rows

@@ -7,6 +7,6 @@ from negbank.samplers.batches.knn import Knn
 from negbank.samplers.batches.ordered import Ordered
 from negbank.samplers.batches.prosampler import ProSampler
 from negbank.samplers.batches.spectral import Spectral
-from negbank.samplers.batches.uniform import Uniform
+from negbank.samplers.batches.uniform import UniformBatches
 
-__all__ = ["BatchSampler", "Drawn", "Knn", "Ordered", "ProSampler", "Spectral", "Uniform", "near_duplicates"]
+__all__ = ["BatchSampler", "Drawn", "Knn", "Ordered", "ProSampler", "Spectral", "UniformBatches", "near_duplicates"]

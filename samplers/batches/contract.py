@@ -16,6 +16,9 @@ class BatchSampler(Protocol):
     `state_dict` taken between two batches resumes with the second of them.
     """
 
+    reads_snapshot: bool
+    """Whether it plans from the bank's snapshot, so that one is to be built."""
+
     uniform: bool
     """Whether, given one row of a batch, the others are uniform over the rest: what in-batch proposals need."""
 

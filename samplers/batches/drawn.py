@@ -23,6 +23,7 @@ import torch
 from negbank.samplers.batches.planned import Planned
 from torch import Tensor
 
+from negbank.bounds import Annotated, Count, Ge, Section, checked
 from negbank.proposals import Anchors, Proposal
 from negbank.snapshot import Snapshot
 
@@ -31,34 +32,37 @@ BLOCK = 1024
 
 
 class Drawn(Planned):
-    """Seeds and what the index draws for them.
+    """Groups of a random row and rows that the index drew for it, with a known probability that two meet.
 
     Before the first snapshot, and for rows that it does not hold yet, batches are uniform. `Importance` weighs their
     rows by `expected`; other negatives take them as they come.
 
     Args:
-        num_rows, batch_size, generator: see `Planned`.
+        num_rows: N.
+        batch_size: B, rows a batch; each is seen under two views.
+        group: g, rows of a group, a divisor of batch_size; 1 is uniform batches.
         proposal: snapshot → proposal, of q_s.
-        group: g, rows of a group, a divisor of B; 1 is uniform batches.
+        generator: gives the seed of all plans, once.
 
     Raises:
-        ValueError: for a group that does not divide the batch, and what `Planned` refuses.
+        ValueError: for a group that does not divide the batch, and as `Planned`.
     """
 
     disjoint = False
     known = True
 
+    @checked
     def __init__(
         self,
         num_rows: int,
-        batch_size: int,
+        batch_size: Annotated[int, Ge(2)] = 64,
         *,
-        proposal: Callable[[Snapshot], Proposal],
-        group: int = 4,
+        group: Count = 4,
+        proposal: Annotated[Callable[[Snapshot], Proposal], Section("proposal", "head_tail")],
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__(num_rows, batch_size, generator=generator)
-        if group < 1 or batch_size % group:
+        if batch_size % group:
             raise ValueError(f"group={group}: expected a divisor of batch_size={batch_size}")
         self.group, self._bind = group, proposal
         self._proposal: Proposal | None = None

@@ -34,8 +34,8 @@ def check_groups(
         batches: those of an epoch, where they hold every row; None where they do not.
 
     Raises:
-        ValueError: for one of the two arguments without the other, labels of another length or dtype, a bound below 1,
-            a group of more than max_per_group rows a batch of an epoch, or too few groups to fill a batch.
+        ValueError: for one of the two arguments without the other, labels of another length or dtype, a
+            group of more than max_per_group rows a batch of an epoch, or too few groups to fill a batch.
     """
     if groups is None and max_per_group is None:
         return None
@@ -44,8 +44,6 @@ def check_groups(
         raise ValueError(f"{given}: bounds the rows of one group in a batch only together with {missing}; give both")
     if groups.shape != (num_rows,) or groups.dtype.is_floating_point or groups.dtype == torch.bool:
         raise ValueError(f"groups: {groups.dtype} {tuple(groups.shape)}, expected integers ({num_rows},)")
-    if max_per_group < 1:
-        raise ValueError(f"max_per_group={max_per_group}: expected 1 or more")
     groups = groups.cpu().to(torch.int64)
     names, label, sizes = groups.unique(return_inverse=True, return_counts=True)
     room = int(torch.where(names < 0, sizes, sizes.clamp(max=max_per_group)).sum())

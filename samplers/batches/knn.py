@@ -13,46 +13,47 @@ from negbank.samplers.batches.graph import ProximityGraph, index_graph
 from negbank.samplers.batches.planned import Planned
 from torch import Tensor
 
+from negbank.bounds import Annotated, Count, Ge, Labels, checked
 from negbank.snapshot import Snapshot
 
 
 class Knn(Planned):
-    """Every row at most once an epoch; each batch grows from a random unused row over the index's kNN graph.
+    """A row and its nearest rows that are still left of the epoch.
 
-    The start takes its nearest unused neighbours in order; while rows are missing, so do the rows taken, in the order
-    they came (breadth first). Where all neighbours of all of them are used, another random unused row joins and grows
-    on. With `neighbors` ≥ B − 1 the first batch is exactly the start and its B − 1 nearest.
+    Each batch grows from a random unused row over the index's kNN graph, every row at most once an epoch. The start
+    takes its nearest unused neighbours in order; while rows are missing, so do the rows taken, in the order they came
+    (breadth first). Where all neighbours of all of them are used, another random unused row joins and grows on. With
+    `neighbors` ≥ B − 1 the first batch is exactly the start and its B − 1 nearest.
 
     Args:
-        num_rows, batch_size, drop_last, generator, groups, max_per_group: see `Planned`.
-        neighbors: k of the graph, searched once a snapshot; fewer where the snapshot holds fewer rows.
+        num_rows: N.
+        batch_size: B, rows a batch; each is seen under two views.
+        neighbors: K, neighbours of a row in the graph, searched once a snapshot; fewer where it holds fewer rows.
+        groups: integer labels (N,), negative for none, of which few may meet in a batch.
+        max_per_group: rows of one label that may meet in a batch; with groups.
+        drop_last: the last, smaller batch of an epoch is left out; its rows, drawn at random, wait for another epoch.
+        generator: gives the seed of all plans, once.
 
     Raises:
-        ValueError: for `neighbors` outside 1..N−1, and what `Planned` refuses.
+        ValueError: for `neighbors` above N − 1, and as `Planned`.
     """
 
     _graph: ProximityGraph
 
+    @checked
     def __init__(
         self,
         num_rows: int,
-        batch_size: int,
+        batch_size: Annotated[int, Ge(2)] = 64,
         *,
-        neighbors: int = 100,
+        neighbors: Count = 100,
+        groups: Annotated[Tensor | None, Labels()] = None,
+        max_per_group: Count | None = None,
         drop_last: bool = True,
         generator: torch.Generator | None = None,
-        groups: Tensor | None = None,
-        max_per_group: int | None = None,
     ) -> None:
-        super().__init__(
-            num_rows,
-            batch_size,
-            drop_last=drop_last,
-            generator=generator,
-            groups=groups,
-            max_per_group=max_per_group,
-        )
-        if not 1 <= neighbors < num_rows:
+        super().__init__(num_rows, batch_size, groups, max_per_group, drop_last=drop_last, generator=generator)
+        if neighbors >= num_rows:
             raise ValueError(f"neighbors={neighbors}: expected 1..{num_rows - 1}, the other rows of the data set")
         self.neighbors = neighbors
 

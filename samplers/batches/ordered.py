@@ -12,12 +12,14 @@ There k = 1500 and q = 150 for B = 32. The scores come from the snapshot, withou
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from negbank.samplers.batches.planned import Planned
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from negbank.bounds import Annotated, Count, Ge, Gt, Labels, Supplied, checked
 from negbank.snapshot import Snapshot
 
 Encode = Callable[[Tensor], Tensor | tuple[Tensor, Tensor]]
@@ -29,45 +31,54 @@ SCORES = 1 << 22
 
 
 class Ordered(Planned):
-    """The epoch's rows, shuffled into N // B batches, in pools of k of which only the q hardest are handed out.
+    """OSGD: of `pool` random batches the `keep` of highest loss.
 
-    A row comes at most once a plan, and no batch planned holds a row handed out earlier in the epoch; q/k of all rows
-    come. When a newer snapshot comes in, all rows not handed out have another chance.
+    The epoch's rows are shuffled into N // B batches, in pools of k of which only the q hardest are handed out. A row
+    comes at most once a plan, and no batch planned holds a row handed out earlier in the epoch; q/k of all rows come.
+    When a newer snapshot comes in, all rows not handed out have another chance.
 
     Args:
-        num_rows, batch_size, generator, groups, max_per_group: see `Planned`.
-        temperature: τ = 1/β of the loss.
-        pool: k, batches that are scored together. The last pool of a plan may have fewer.
-        keep: q of a pool; of the last one, what is missing to `len(self)` batches.
+        num_rows: N.
+        batch_size: B, rows a batch; each is seen under two views.
+        temperature: τ = 1/β of the loss they are ordered by; None: loss.temperature.
+        pool: k, random batches that are scored together. The last pool of a plan may have fewer.
+        keep: q, how many of them are trained on; of the last one, what is missing to `len(self)` batches.
+        score: bank: no forward pass, `vectors` as u and `positives` as v, v = u where there are none; fresh: all rows
+            are encoded.
+        groups: integer labels (N,), negative for none, of which few may meet in a batch.
+        max_per_group: rows of one label that may meet in a batch; with groups.
         encode: gives fresh embeddings to score with, called without gradients when a plan is made, `ENCODED` rows at a
-            time; the caller sees to evaluation mode. By default the scores come from the snapshot: `vectors` as u and
-            `positives` as v, v = u where it has none.
+            time; the caller sees to evaluation mode.
+        generator: gives the seed of all plans, once.
 
     Raises:
-        ValueError: for a temperature ≤ 0, keep outside 1..pool, and what `Planned` refuses.
+        ValueError: for a keep above pool, score="fresh" without `encode`, and as `Planned`.
     """
 
     disjoint = False  # in the sense of `Planned`: an epoch is chosen from all rows, not dealt from its share of them
 
+    @checked
     def __init__(
         self,
         num_rows: int,
-        batch_size: int,
+        batch_size: Annotated[int, Ge(2)] = 64,
         *,
-        temperature: float = 0.1,
-        pool: int = 1500,
-        keep: int = 150,
+        temperature: Annotated[float, Gt(0), Supplied("loss.temperature")],
+        pool: Count = 1500,
+        keep: Count = 150,
+        score: Literal["bank", "fresh"] = "bank",
+        groups: Annotated[Tensor | None, Labels()] = None,
+        max_per_group: Count | None = None,
         encode: Encode | None = None,
         generator: torch.Generator | None = None,
-        groups: Tensor | None = None,
-        max_per_group: int | None = None,
     ) -> None:
-        if not temperature > 0:
-            raise ValueError(f"temperature={temperature}: expected a value above 0")
-        if not 1 <= keep <= pool:
+        if keep > pool:
             raise ValueError(f"keep={keep}: expected 1..{pool}, batches of a pool; lower keep or raise pool")
-        self.temperature, self.pool, self.keep, self.encode = temperature, pool, keep, encode
-        super().__init__(num_rows, batch_size, generator=generator, groups=groups, max_per_group=max_per_group)
+        if score == "fresh" and encode is None:
+            raise ValueError("score='fresh': needs `encode`, or take score='bank'")
+        self.temperature, self.pool, self.keep = temperature, pool, keep
+        self.encode = encode if score == "fresh" else None
+        super().__init__(num_rows, batch_size, groups, max_per_group, generator=generator)
 
     def __len__(self) -> int:
         """Batches an epoch: q of every k, in proportion for what is left over of N // B batches; at least one."""

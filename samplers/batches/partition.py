@@ -22,6 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from negbank.index.kmeans import closeness, lloyd, means
+
 FAN = 128
 """Cells of one k-means at most."""
 LEAF = 8
@@ -53,7 +55,7 @@ def _cut(vectors: Tensor, rows: Tensor, size: int, generator: torch.Generator, p
     while len(rows) >= (LEAF + 1) * size:
         cells = min(FAN, len(rows) // size)
         sample = vectors[rows[: cells * SAMPLE].to(vectors.device)]
-        centres = kmeans(sample, sample[:cells], ITERATIONS)
+        centres = lloyd(sample, sample[:cells], ITERATIONS)
         cell = torch.cat([closeness(vectors[r], centres).argmax(1) for r in _blocks(rows, cells, vectors)]).cpu()
         sizes = torch.bincount(cell, minlength=cells)
         if int(sizes.max()) > 0.95 * len(rows):  # (nearly) all alike: any cells will do
@@ -73,7 +75,7 @@ def _leaf(vectors: Tensor, rows: Tensor, size: int, parts: list[Tensor]) -> Tens
         parts.append(rows)
         return rows[:0]
     x = vectors[rows.to(vectors.device)]
-    centres = kmeans(x, x[:count], ITERATIONS)
+    centres = lloyd(x, x[:count], ITERATIONS)
     sizes = torch.full((count,), size)
     for fit in range(1 + REFITS):
         close = closeness(x, centres).cpu()
@@ -92,29 +94,6 @@ def _leaf(vectors: Tensor, rows: Tensor, size: int, parts: list[Tensor]) -> Tens
 
 def _blocks(rows: Tensor, cells: int, vectors: Tensor) -> tuple[Tensor, ...]:
     return rows.to(vectors.device).split(max(1, CLOSE // max(cells, vectors.shape[1])))
-
-
-def closeness(rows: Tensor, centres: Tensor) -> Tensor:
-    """x·c − |c|²/2 of rows (R, D) and centres (K, D), as (R, K): |x|²/2 less half the squared distance."""
-    return torch.addmm(centres.square().sum(1) / -2, rows, centres.T)
-
-
-def means(rows: Tensor, part: Tensor, before: Tensor) -> Tensor:
-    """Mean row of each part (K, D); of a part without rows, what it was before."""
-    sums = torch.zeros_like(before).index_add_(0, part, rows)
-    sizes = torch.bincount(part, minlength=len(before))[:, None]
-    return torch.where(sizes > 0, sums / sizes.clamp(min=1), before)
-
-
-def kmeans(rows: Tensor, centres: Tensor, iterations: int) -> Tensor:
-    """Lloyd's iterations on rows (R, D) from centres (K, D), until no row changes its part; the last centres."""
-    part = None
-    for _ in range(iterations):
-        before, part = part, closeness(rows, centres).argmax(1)
-        if before is not None and part.equal(before):
-            break
-        centres = means(rows, part, centres)
-    return centres
 
 
 def assign(gains: Tensor, sizes: Tensor) -> Tensor:

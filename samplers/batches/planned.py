@@ -27,17 +27,19 @@ class Planned(Sampler[list[int]]):
     Args:
         num_rows: N.
         batch_size: B.
-        drop_last: leave out the last, smaller batch of an epoch (whose rows, drawn at random, wait for another epoch).
-        generator: gives the seed of all plans, once; torch's default generator without it.
         groups: (N,) integer labels, a negative one for no group; with `max_per_group`.
         max_per_group: rows of one group that may meet in a batch; more are exchanged with other batches of the plan.
             Always kept among batches of B rows where a row comes once an epoch; as far as exchanges go in a last,
             smaller batch and where rows come again.
+        drop_last: leave out the last, smaller batch of an epoch (whose rows, drawn at random, wait for another epoch).
+        generator: gives the seed of all plans, once; torch's default generator without it.
 
     Raises:
-        ValueError: for a batch size outside 2..N (contrast needs a second row), or labels and a bound that do not fit.
+        ValueError: for a batch larger than the data set, or labels and a bound that do not fit.
     """
 
+    reads_snapshot = True
+    """Whether plans are made from a snapshot, so that one is to be built."""
     uniform = False
     """Whether, given one row of a batch, the others are uniform over the rest; never so under `max_per_group`."""
     known = False
@@ -49,13 +51,13 @@ class Planned(Sampler[list[int]]):
         self,
         num_rows: int,
         batch_size: int,
+        groups: Tensor | None = None,
+        max_per_group: int | None = None,
         *,
         drop_last: bool = True,
         generator: torch.Generator | None = None,
-        groups: Tensor | None = None,
-        max_per_group: int | None = None,
     ) -> None:
-        if not 2 <= batch_size <= num_rows:
+        if batch_size > num_rows:
             raise ValueError(f"batch_size={batch_size}: expected 2..{num_rows}, the rows of the data set")
         self.num_rows, self.batch_size, self.drop_last = num_rows, batch_size, drop_last
         self._groups = check_groups(

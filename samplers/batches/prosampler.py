@@ -27,6 +27,7 @@ from negbank.samplers.batches.graph import ProximityGraph, candidate_graph, inde
 from negbank.samplers.batches.planned import Planned
 from torch import Tensor
 
+from negbank.bounds import Annotated, Count, Ge, Labels, Share, checked
 from negbank.counter import stream, uniform
 from negbank.snapshot import Snapshot
 
@@ -35,63 +36,58 @@ PATIENCE = 16.0
 
 
 class ProSampler(Planned):
-    """Walks over a graph that is built once a snapshot.
+    """Random walks with restart on the graph of each row's neighbours among random candidates.
 
     Args:
-        num_rows, batch_size, drop_last, generator, groups, max_per_group: see `Planned`.
-        candidates: M rows that each row's neighbours are chosen from; None takes the index's kNN graph (M = N − 1).
-        neighbors: K; fewer where the snapshot holds fewer rows.
-        restart: α_0.
-        restart_decay: d, by which α falls each epoch.
-        restart_min: α_min.
-        cover: "epoch", each row at most once an epoch. "walk", as published: batches overlap, N // B of them an epoch,
+        num_rows: N.
+        batch_size: B, rows a batch; each is seen under two views.
+        candidates: M, random rows the neighbours are chosen from; None: all, by the index.
+        neighbors: K, neighbours of a row in the graph; fewer where the snapshot holds fewer rows.
+        restart: α₀, probability to go back to the walk's first row.
+        restart_decay: what α falls by with every epoch.
+        restart_min: below which α does not fall.
+        cover: epoch: every row at most once an epoch; walk, as published: batches overlap, N // B of them an epoch,
             each from a row that no batch of the plan has had yet; some rows come several times and some not at all.
+        groups: integer labels (N,), negative for none, of which few may meet in a batch.
+        max_per_group: rows of one label that may meet in a batch; with groups.
+        drop_last: the last, smaller batch of an epoch is left out; its rows, drawn at random, wait for another epoch.
+        generator: gives the seed of all plans, once.
 
     Raises:
-        ValueError: for K > M, M > N − 1, probabilities outside 0..1 or another `cover`, and what `Planned` refuses.
+        ValueError: for K > M, M > N − 1, a `restart_min` above `restart`, and as `Planned`.
     """
 
     _graph: ProximityGraph
 
+    @checked
     def __init__(
         self,
         num_rows: int,
-        batch_size: int,
+        batch_size: Annotated[int, Ge(2)] = 64,
         *,
-        candidates: int | None = 1000,
-        neighbors: int = 100,
-        restart: float = 0.2,
-        restart_decay: float = 0.02,
-        restart_min: float = 0.05,
+        candidates: Count | None = 1000,
+        neighbors: Count = 100,
+        restart: Share = 0.2,
+        restart_decay: Share = 0.02,
+        restart_min: Share = 0.05,
         cover: Literal["epoch", "walk"] = "epoch",
+        groups: Annotated[Tensor | None, Labels()] = None,
+        max_per_group: Count | None = None,
         drop_last: bool = True,
         generator: torch.Generator | None = None,
-        groups: Tensor | None = None,
-        max_per_group: int | None = None,
     ) -> None:
-        if cover not in ("epoch", "walk"):
-            raise ValueError(f"cover={cover!r}: expected 'epoch' (each row once) or 'walk' (batches overlap)")
         self.disjoint = cover == "epoch"
-        super().__init__(
-            num_rows,
-            batch_size,
-            drop_last=drop_last,
-            generator=generator,
-            groups=groups,
-            max_per_group=max_per_group,
-        )
+        super().__init__(num_rows, batch_size, groups, max_per_group, drop_last=drop_last, generator=generator)
         others = num_rows - 1
-        if candidates is not None and not 1 <= candidates <= others:
+        if candidates is not None and candidates > others:
             raise ValueError(f"candidates={candidates}: expected 1..{others}, the other rows; None takes the index's")
-        if not 1 <= neighbors <= (candidates or others):
+        if neighbors > (candidates or others):
             raise ValueError(
                 f"neighbors={neighbors}: expected 1..{candidates or others}, the rows they are chosen from; lower it"
                 + ("" if candidates is None else " or raise candidates")
             )
-        if not 0 <= restart_min <= restart <= 1:
-            raise ValueError(f"restart={restart}, restart_min={restart_min}: expected 0 <= restart_min <= restart <= 1")
-        if restart_decay < 0:
-            raise ValueError(f"restart_decay={restart_decay}: expected 0 or more, what the probability falls an epoch")
+        if restart_min > restart:
+            raise ValueError(f"restart={restart}, restart_min={restart_min}: expected restart_min <= restart")
         self.candidates, self.neighbors = candidates, neighbors
         self.restart, self.restart_decay, self.restart_min = restart, restart_decay, restart_min
 

@@ -21,11 +21,13 @@ import math
 from typing import Literal
 
 import torch
-from negbank.samplers.batches.partition import assign, closeness, cut, kmeans
+from negbank.samplers.batches.partition import assign, cut
 from negbank.samplers.batches.planned import Planned
 from torch import Tensor
 from torch.nn.functional import normalize, softplus
 
+from negbank.bounds import Annotated, Count, Ge, Gt, Labels, Supplied, checked
+from negbank.index.kmeans import closeness, lloyd
 from negbank.snapshot import Snapshot
 
 ITERATIONS = 300
@@ -33,51 +35,42 @@ ITERATIONS = 300
 
 
 class Spectral(Planned):
-    """Clusters of exactly B rows, of the snapshot's `vectors` as u and `positives` as v.
+    """Spectral clusters of exactly B rows, of the snapshot's `vectors` as u and `positives` as v.
 
     Where the snapshot has no positives each row is its own: v = u, and u_i·v_i = 1.
 
     Args:
-        num_rows, batch_size, drop_last, generator, groups, max_per_group: see `Planned`.
-        temperature: τ = 1/β of the loss. Of no influence on global batches.
-        scope: "groups", as published, or "global", all rows at once, by their mean over both views.
-        group: k, batches of a random group; the last group of a plan may have fewer.
-        restarts: k-means runs on the embedding of a group, of which the best is kept.
+        num_rows: N.
+        batch_size: B, rows a batch; each is seen under two views.
+        temperature: τ = 1/β of the affinity; None: loss.temperature. Of no influence on global batches.
+        scope: groups: random groups of group·B rows, as published; global: all rows, by their mean over both views.
+        group: k, batches a group; the last group of a plan may have fewer.
+        restarts: runs of k-means a group, of which the best is kept.
+        groups: integer labels (N,), negative for none, of which few may meet in a batch.
+        max_per_group: rows of one label that may meet in a batch; with groups.
+        drop_last: the last, smaller batch of an epoch is left out; its rows, drawn at random, wait for another epoch.
+        generator: gives the seed of all plans, once.
 
     Raises:
-        ValueError: for a temperature ≤ 0, another scope, a group or restarts below 1, and what `Planned` refuses.
+        ValueError: as `Planned`.
     """
 
+    @checked
     def __init__(
         self,
         num_rows: int,
-        batch_size: int,
+        batch_size: Annotated[int, Ge(2)] = 64,
         *,
-        temperature: float = 0.1,
+        temperature: Annotated[float, Gt(0), Supplied("loss.temperature")],
         scope: Literal["groups", "global"] = "groups",
-        group: int = 40,
-        restarts: int = 10,
+        group: Count = 40,
+        restarts: Count = 10,
+        groups: Annotated[Tensor | None, Labels()] = None,
+        max_per_group: Count | None = None,
         drop_last: bool = True,
         generator: torch.Generator | None = None,
-        groups: Tensor | None = None,
-        max_per_group: int | None = None,
     ) -> None:
-        if not temperature > 0:
-            raise ValueError(f"temperature={temperature}: expected a value above 0")
-        if scope not in ("groups", "global"):
-            raise ValueError(f"scope={scope!r}: expected 'groups' (as published) or 'global' (all rows at once)")
-        if group < 1:
-            raise ValueError(f"group={group}: expected 1 or more batches a group")
-        if restarts < 1:
-            raise ValueError(f"restarts={restarts}: expected 1 or more runs of k-means")
-        super().__init__(
-            num_rows,
-            batch_size,
-            drop_last=drop_last,
-            generator=generator,
-            groups=groups,
-            max_per_group=max_per_group,
-        )
+        super().__init__(num_rows, batch_size, groups, max_per_group, drop_last=drop_last, generator=generator)
         self.temperature, self.scope, self.group, self.restarts = temperature, scope, group, restarts
 
     def plan(self, rows: Tensor, count: int, snapshot: Snapshot, generator: torch.Generator) -> Tensor:
@@ -122,7 +115,7 @@ def centres(maps: Tensor, k: int, generator: torch.Generator, restarts: int = 10
     """The k centres (k, E) of least Σ min_c |x − c|² over rows (n, E), of several runs of k-means from k-means++."""
     best, lowest = maps[:k], math.inf
     for _ in range(restarts):
-        found = kmeans(maps, _spread_seeds(maps, k, generator), ITERATIONS)
+        found = lloyd(maps, _spread_seeds(maps, k, generator), ITERATIONS)
         inertia = float((maps.square().sum(1) - 2 * closeness(maps, found).max(1).values).sum())
         if inertia < lowest:
             best, lowest = found, inertia

@@ -1,14 +1,18 @@
-"""The vocabulary of negative samplers: the encoded batch, what they return, and what they can be asked."""
+"""The vocabulary of negative samplers: the encoded batch, what they return, and what they can be asked.
+
+ticket = sampler.draw(rows, step=t)          which further rows to encode, known before the forward pass
+negatives, info = sampler(batch, ticket)     their scores and weights, of the batch that was encoded with them
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from negbank.exclusions import NO_ROW
+from negbank.exclusions import NO_ROW, Exclusions
 from negbank.snapshot import Snapshot
 
 Info = dict[str, float]
@@ -106,6 +110,25 @@ class EncodedBatch(NamedTuple):
         """(C,): the row of every candidate."""
         return torch.cat((self.rows.repeat(self.views), self.drawn_rows))
 
+    @property
+    def scores(self) -> Tensor:
+        """(A, C): cosines of all anchors and candidates."""
+        return self.anchors @ self.candidates.T
+
+    @property
+    def positive_scores(self) -> Tensor:
+        """(A,): s⁺, the cosine of every anchor and its positive."""
+        return (self.anchors * self.positives).sum(-1)
+
+    def allowed(self, exclude: Exclusions | None) -> Tensor:
+        """(A, C) bool: which candidates are allowed negatives of which anchor; without `exclude`, all but its row."""
+        ids = self.candidate_rows
+        if exclude is None:
+            allowed = self.rows[:, None] != ids
+        else:
+            allowed = exclude.to(ids.device).allowed(self.rows, ids.expand(len(self.rows), -1))
+        return allowed.repeat(self.views, 1)
+
     def times(self, ids: Tensor) -> Tensor:
         """How often each candidate's row is among ids (B, n), those drawn for the batch's rows: (A, C).
 
@@ -132,46 +155,89 @@ class Negatives(NamedTuple):
     temperature: Tensor | None = None
 
 
-def further_rows(ids: Tensor, rows: Tensor) -> Tensor:
-    """The distinct rows of ids (...,), padded by −1, that are not in the batch's rows (B,): what is to be encoded."""
-    distinct = ids.unique()
-    return distinct[(distinct != NO_ROW) & ~torch.isin(distinct, rows)]
+def hardness(weights: Tensor, scores: Tensor) -> float:
+    """Mean over anchors of Σ w s / Σ w, of weights and scores (A, C): how near the negatives are, as they weigh."""
+    total = torch.linalg.vecdot(weights, scores.detach().to(weights.dtype))
+    return float((total / weights.sum(1).clamp(min=1e-12)).mean())
 
 
-def require_drawn(drawn: Tensor | None, batch: EncodedBatch) -> None:
-    """Raise RuntimeError unless `drawn`, the rows of the last `draw`, are the batch's."""
-    if drawn is None or not torch.equal(drawn, batch.rows):
-        raise RuntimeError("batch: call draw(batch.rows) first, and encode the rows it returns with the batch")
+class Ticket(NamedTuple):
+    """What `draw` hands to `__call__`.
+
+    step: of the optimiser. rows (B,): of the batch that was drawn for. further (E,): distinct rows, none of them in
+    `rows`, to be encoded with the batch. own: what the sampler drew, for itself.
+    """
+
+    step: int
+    rows: Tensor
+    further: Tensor
+    own: Any = None
+
+    @classmethod
+    def of(cls, step: int, rows: Tensor, ids: Tensor, own: Any = None) -> Ticket:
+        """A ticket for the distinct rows of ids (...), padded by −1, that are not in the batch's rows (B,)."""
+        distinct = ids.unique()
+        return cls(step, rows, distinct[(distinct != NO_ROW) & ~torch.isin(distinct, rows)], own)
+
+    def require(self, batch: EncodedBatch) -> None:
+        """Raise ValueError unless the batch is of the rows drawn for, with the further rows."""
+        for mine, theirs in ((self.rows, batch.rows), (self.further, batch.drawn_rows)):
+            if mine is not theirs and not torch.equal(mine, theirs):
+                raise ValueError(
+                    "ticket: drawn for other rows than the batch holds; call draw(batch.rows, step=...) and encode the "
+                    "`further` rows of its ticket with the batch"
+                )
 
 
 class NegativeSampler(Protocol):
-    """One step: `draw`, encode views and drawn rows together, call. `update` when a new snapshot is swapped in."""
+    """One step: `draw`, encode the views and the ticket's further rows, call. `update` when a new snapshot comes in.
 
-    requires: str
+    What inherits from it need write `__call__` alone: by default a sampler draws nothing, reads no snapshot and keeps
+    nothing between steps. What it draws is a function of its counter and the step.
+    """
+
+    requires: Literal["uniform", "known", "any"] = "any"
     """Of which batches it knows what their rows are: "uniform" draws, batches of "known" `expected`, or "any"."""
-    fresh_queries: bool
-    """Whether `draw` wants the fresh embeddings: then views are encoded first, and drawn rows in a second pass."""
-    momentum: float | None
+    reads_snapshot: bool = False
+    """Whether it asks the bank's index, so that a snapshot is to be built."""
+    fresh_queries: bool = False
+    """Whether `draw` wants the fresh embeddings: then views are encoded first, and further rows in a second pass."""
+    momentum: float | None = None
     """Of the encoder that gives the batch's keys, θ_k ← m θ_k + (1 − m) θ after every step; None: there is none."""
-    learned: Sequence[Tensor]
+    learned: Sequence[Tensor] = ()
     """What the optimiser trains along with the encoder, such as a temperature."""
 
     def update(self, snapshot: Snapshot) -> None:
         """Draw from this version of the bank from now on."""
-        ...
+        return
 
-    def draw(self, rows: Tensor, queries: Tensor | None = None) -> Tensor:
-        """Further rows (E,), distinct and not in rows (B,), to be encoded with the batch.
+    def draw(self, rows: Tensor, *, step: int, queries: Tensor | None = None) -> Ticket:
+        """The ticket of rows (B,) at a step: which further rows are to be encoded with them.
 
         queries: (B, D) unit embeddings of the rows to search with: fresh ones for samplers with `fresh_queries`, and
         where anchors are of another encoder those of its bank. Without them it is the bank rows that negatives are of.
+
+        Raises:
+            ValueError: without `queries` for a sampler with `fresh_queries`.
+        """
+        return Ticket(step, rows, rows[:0])
+
+    def __call__(self, batch: EncodedBatch, ticket: Ticket) -> tuple[Negatives, Info]:
+        """Scores and weights of every anchor's negatives.
+
+        Raises:
+            ValueError: for the ticket of another batch.
         """
         ...
 
-    def __call__(self, batch: EncodedBatch) -> tuple[Negatives, Info]:
-        """Scores and weights of every anchor's negatives."""
-        ...
+    def state_dict(self) -> dict[str, Any]:
+        """What is kept between steps."""
+        return {}
 
-    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore it.
 
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+        Raises:
+            ValueError: for the state of another data set's sampler.
+        """
+        return

@@ -12,104 +12,86 @@ T_i look hard in a stale bank, for their noise among other things. Before the fi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal
 
 import torch
-from negbank.samplers.negatives.contract import EncodedBatch, Info, Negatives, further_rows, require_drawn
-from negbank.samplers.negatives.index_draws import check_query, require_queries
+from negbank.samplers.negatives.contract import EncodedBatch, Info, Negatives, NegativeSampler, Ticket, hardness
+from negbank.samplers.negatives.index_draws import asked
 from torch import Tensor
 
+from negbank.bounds import Count, Positive, checked
 from negbank.counter import uniforms
 from negbank.exclusions import NO_ROW, Exclusions
 from negbank.proposals.contract import Anchors, search_allowed
 from negbank.snapshot import Snapshot
 
-WEIGHTS = ("softmax", "pairwise", "uniform")
 REACH = 1024
 """How far the search goes for k rows outside of an anchor's group."""
 
 
-class _Drawn(NamedTuple):
-    rows: Tensor  # (B,)
-    ids: Tensor  # (B, n), −1 pads
-
-
-class Hardest:
-    """Hard negatives retrieved from the index.
+class Hardest(NegativeSampler):
+    """The index's nearest rows, as ANCE.
 
     Args:
         num_rows: N.
         temperature: τ = 1/β.
         k: rows retrieved for each row of the batch, shared by its views; fewer where the bank or D_i have fewer, or
             `REACH` neighbours do.
-        draws: how many of the k are taken, at random; None takes all.
-        weights: "softmax", "pairwise" or "uniform".
-        positive: whether the positive is in the softmax's denominator.
-        query: "bank", or "fresh": the index is asked with the rows' fresh embeddings.
+        draws: how many of them are taken, at random; None: all.
+        weights: what they weigh.
+        positive: the positive is in the softmax's denominator, as in InfoNCE.
+        query: what the index is asked with; fresh: a second pass, no batch norm.
         exclude: rows that are no negatives of each other; only the anchor's own row by default.
         generator: of what is drawn; on the CPU.
 
     Raises:
-        ValueError: for a temperature ≤ 0, a k outside 1..N−1, draws outside 1..k, or an unknown query or weights.
+        ValueError: for a k above N − 1, or draws above k.
     """
 
-    requires = "any"
-    momentum: float | None = None
-    learned: Sequence[Tensor] = ()
+    reads_snapshot = True
 
+    @checked
     def __init__(
         self,
         num_rows: int,
         *,
-        temperature: float,
-        k: int = 4,
-        draws: int | None = None,
-        weights: str = "softmax",
+        temperature: Positive,
+        k: Count = 4,
+        draws: Count | None = None,
+        weights: Literal["softmax", "pairwise", "uniform"] = "softmax",
         positive: bool = True,
-        query: str = "bank",
+        query: Literal["bank", "fresh"] = "bank",
         exclude: Exclusions | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
-        if not temperature > 0:
-            raise ValueError(f"temperature={temperature}: expected a value above 0")
-        if not 1 <= k < num_rows:
+        if not k < num_rows:
             raise ValueError(f"k={k}: expected 1..{num_rows - 1}, the other rows of the data set")
-        if draws is not None and not 1 <= draws <= k:
+        if draws is not None and draws > k:
             raise ValueError(f"draws={draws}: expected 1..{k}, some of the k rows retrieved, or None for all")
-        if weights not in WEIGHTS:
-            raise ValueError(f"weights={weights!r}: expected one of {', '.join(WEIGHTS)}")
-        check_query(query)
         self.fresh_queries = query == "fresh"
         self._temperature, self._k, self._draws, self._weights = temperature, k, draws, weights
         self._positive, self._generator = positive, generator
-        self._exclude = Exclusions(num_rows) if exclude is None else exclude
+        self._exclude = exclude or Exclusions(num_rows)
         self._snapshot: Snapshot | None = None
-        self._drawn: _Drawn | None = None
 
     def update(self, snapshot: Snapshot) -> None:
         """Retrieve from this version of the bank from now on."""
         self._snapshot = snapshot
 
-    def draw(self, rows: Tensor, queries: Tensor | None = None) -> Tensor:
-        """The retrieved rows that are not in the batch (E,).
-
-        Raises:
-            ValueError: without `queries` under query="fresh".
-        """
-        require_queries(queries, wanted=self.fresh_queries)
+    def draw(self, rows: Tensor, *, step: int, queries: Tensor | None = None) -> Ticket:
+        """See `NegativeSampler.draw`; the ticket's own are the rows retrieved (B, n), −1 pads."""
         exclude, count = self._exclude.to(rows.device), self._draws or self._k
+        vectors = None if self._snapshot is None else self._snapshot.vectors
+        queries = asked(rows, queries, vectors, fresh=self.fresh_queries)
         if self._snapshot is None:
             ids = exclude.uniform(rows, count, generator=self._generator)
         else:
-            queries = self._snapshot.vectors[rows] if queries is None else queries.detach().float()
             ids = self._retrieve(self._snapshot, exclude, rows, queries)
             if self._draws is not None:
                 keys = uniforms(tuple(ids.shape), generator=self._generator, device=rows.device)
                 chosen = torch.where(ids == NO_ROW, -1.0, keys).topk(min(count, ids.shape[1])).indices
                 ids = ids.gather(1, chosen)
-        self._drawn = _Drawn(rows, ids)
-        return further_rows(ids, rows)
+        return Ticket.of(step, rows, ids, ids)
 
     def _retrieve(self, snapshot: Snapshot, exclude: Exclusions, rows: Tensor, queries: Tensor) -> Tensor:
         """The k best ids of D_i (B, n), −1 for the others found; groups may have the search look further than k."""
@@ -120,20 +102,14 @@ class Hardest:
                 return torch.where(inside, found.ids, NO_ROW)
             reach = min(4 * reach, REACH)
 
-    def __call__(self, batch: EncodedBatch) -> tuple[Negatives, Info]:
-        """See `NegativeSampler.__call__`.
-
-        Raises:
-            RuntimeError: when `draw` was not called with this batch's rows just before.
-        """
-        drawn, self._drawn = self._drawn, None
-        require_drawn(None if drawn is None else drawn.rows, batch)
-        assert drawn is not None
-        scores = batch.anchors @ batch.candidates.T
+    def __call__(self, batch: EncodedBatch, ticket: Ticket) -> tuple[Negatives, Info]:
+        """See `NegativeSampler.__call__`."""
+        ticket.require(batch)
+        scores = batch.scores
         with torch.no_grad():
-            times = batch.times(drawn.ids)
+            times = batch.times(ticket.own)
             share = times / times.sum(1, keepdim=True).clamp(min=1)
-            positive = (batch.anchors * batch.positives).sum(-1, keepdim=True)
+            positive = batch.positive_scores[:, None]
             if self._weights == "uniform":
                 weights = share
             elif self._weights == "pairwise":
@@ -142,8 +118,8 @@ class Hardest:
                 logits = scores / self._temperature + times.log()
                 every = torch.cat((logits, positive / self._temperature), 1) if self._positive else logits
                 weights = torch.softmax(every, 1)[:, : logits.shape[1]].nan_to_num(0.0)
-            hardness = float((share * scores).sum(1).mean())
-        return Negatives(scores, weights), {"hardness": hardness, "extra_encodings": float(len(batch.drawn_rows))}
+        info = {"hardness": hardness(share, scores), "extra_encodings": float(len(batch.drawn_rows))}
+        return Negatives(scores, weights), info
 
     def state_dict(self) -> dict[str, Any]:
         """Where the generator stands."""

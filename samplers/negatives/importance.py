@@ -25,132 +25,108 @@ weight 0.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
-from negbank.samplers.negatives.contract import EncodedBatch, Info, Negatives, further_rows, require_drawn
-from negbank.samplers.negatives.index_draws import IndexDraws
+from negbank.samplers.negatives.contract import EncodedBatch, Info, Negatives, NegativeSampler, Ticket, hardness
+from negbank.samplers.negatives.index_draws import Drawn, IndexDraws
 from torch import Tensor
 
+from negbank.bounds import Annotated, Ge, Positive, Section, checked
 from negbank.exclusions import Exclusions
-from negbank.proposals import PooledDistribution, Proposal, ProposalDistribution
+from negbank.proposals import Proposal
 from negbank.snapshot import Snapshot
 
 
-class _Drawn(NamedTuple):
-    rows: Tensor  # (B,)
-    ids: Tensor  # (B, n) own draws, or (1, M) the pool
-    distribution: ProposalDistribution | PooledDistribution  # of the B rows one by one, or of all together
-
-
-class Importance:
-    """Self-normalised importance sampling of π_i from index draws, the batch, or both.
+class Importance(NegativeSampler):
+    """Sampled softmax with logQ correction: index draws weighed against how often they were to be expected.
 
     Args:
         num_rows: N.
         temperature: τ = 1/β.
-        proposal: snapshot → proposal; before the first snapshot draws are uniform.
-        draws: M: with `pool` for the whole batch, otherwise for each row, shared by its views; 0: the batch alone.
-        pool: whether all anchors share one pool.
-        query: "bank", or "fresh": draws are asked for with the rows' fresh embeddings.
-        batch: whether the batch's other rows are candidates as well; needs uniform or `drawn` batches.
-        positive: whether the positive is in the denominator.
+        proposal: snapshot → proposal that rows are drawn from; before the first snapshot draws are uniform.
+        draws: index draws: of the whole batch with pool, else of each row, shared by its views; 0: none.
+        pool: all anchors share one pool of draws.
+        query: what the index is asked with; fresh: a second pass, no batch norm.
+        batch: the batch's other rows are candidates, too; needs uniform or drawn batches.
+        positive: the positive is in the softmax's denominator, as in InfoNCE.
         exclude: rows that are no negatives of each other; only the anchor's own row by default.
         generator: of all random draws; on the CPU.
 
     Raises:
-        ValueError: for a temperature ≤ 0, draws < 0, neither draws nor the batch, draws without a proposal, or an
-            unknown query.
+        ValueError: for neither draws nor the batch, or draws without a proposal.
     """
 
-    momentum: float | None = None
-    learned: Sequence[Tensor] = ()
-
+    @checked
     def __init__(
         self,
         num_rows: int,
         *,
-        temperature: float,
-        proposal: Callable[[Snapshot], Proposal] | None = None,
-        draws: int = 64,
+        temperature: Positive,
+        proposal: Annotated[Callable[[Snapshot], Proposal] | None, Section("proposal", "head_tail")] = None,
+        draws: Annotated[int, Ge(0)] = 64,
         pool: bool = True,
-        query: str = "bank",
+        query: Literal["bank", "fresh"] = "bank",
         batch: bool = True,
         positive: bool = True,
         exclude: Exclusions | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
-        if not temperature > 0:
-            raise ValueError(f"temperature={temperature}: expected a value above 0")
-        if draws < 0 or (not draws and not batch) or (draws and proposal is None):
+        if (not draws and not batch) or (draws and proposal is None):
             raise ValueError(
                 f"draws={draws}, batch={batch}, proposal={proposal}: expected draws from a proposal, or draws=0 and "
                 f"batch=True for the batch alone"
             )
         self.requires, self._batch = "known" if batch else "any", batch
         self._num_rows, self._temperature, self._positive, self._generator = num_rows, temperature, positive, generator
-        self._exclude = Exclusions(num_rows) if exclude is None else exclude
+        self._exclude = exclude or Exclusions(num_rows)
         self._index = IndexDraws(
             proposal if draws else None,
             draws=draws,
-            pool=pool and draws > 0,
+            pool=pool,
             stratified=True,
-            query=query,
+            fresh=query == "fresh",
             exclude=self._exclude,
-            generator=generator,
         )
-        self.fresh_queries = self._index.fresh
-        self._drawn: _Drawn | None = None
+        self.fresh_queries, self.reads_snapshot = self._index.fresh, draws > 0
 
     def update(self, snapshot: Snapshot) -> None:
         """Propose from this version of the bank from now on."""
         self._index.update(snapshot)
 
-    def draw(self, rows: Tensor, queries: Tensor | None = None) -> Tensor:
-        """The distinct drawn rows that are not in the batch (E,).
+    def draw(self, rows: Tensor, *, step: int, queries: Tensor | None = None) -> Ticket:
+        """See `NegativeSampler.draw`."""
+        drawn = self._index(rows, self._index.queries(rows, queries), self._generator)
+        return Ticket.of(step, rows, drawn.ids, drawn)
 
-        Raises:
-            ValueError: without `queries` under query="fresh".
-        """
-        ids, distribution = self._index(rows, self._index.queries(rows, queries))
-        self._drawn = _Drawn(rows, ids, distribution)
-        return further_rows(ids, rows)
-
-    def __call__(self, batch: EncodedBatch) -> tuple[Negatives, Info]:
-        """See `NegativeSampler.__call__`.
-
-        Raises:
-            RuntimeError: when `draw` was not called with this batch's rows just before.
-        """
-        drawn, self._drawn = self._drawn, None
-        require_drawn(None if drawn is None else drawn.rows, batch)
-        assert drawn is not None
-        scores = batch.anchors @ batch.candidates.T
+    def __call__(self, batch: EncodedBatch, ticket: Ticket) -> tuple[Negatives, Info]:
+        """See `NegativeSampler.__call__`."""
+        ticket.require(batch)
+        scores = batch.scores
         with torch.no_grad():
-            log_ratio = self._log_ratio(batch, drawn)
-            logits = scores / self._temperature + log_ratio.repeat(batch.views, 1)
-            positive = (batch.anchors * batch.positives).sum(-1, keepdim=True) / self._temperature
+            logits = scores / self._temperature + self._log_ratio(batch, ticket.own).repeat(batch.views, 1)
+            positive = batch.positive_scores[:, None] / self._temperature
             every = torch.cat((logits, positive), 1) if self._positive else logits
             weights = torch.softmax(every, 1)[:, : logits.shape[1]].nan_to_num(0.0)
             share = weights / weights.sum(1, keepdim=True).clamp(min=1e-12)
-            info = {
-                "effective_candidates": float((1 / share.square().sum(1).clamp(min=1e-12)).mean()),
-                "hardness": float((share * scores).sum(1).mean()),
-                "extra_encodings": float(len(batch.drawn_rows)),
-            }
+        info = {
+            "effective_candidates": float((1 / share.square().sum(1).clamp(min=1e-12)).mean()),
+            "hardness": hardness(weights, scores),
+            "extra_encodings": float(len(batch.drawn_rows)),
+        }
         return Negatives(scores, weights), info
 
-    def _log_ratio(self, batch: EncodedBatch, drawn: _Drawn) -> Tensor:
+    def _log_ratio(self, batch: EncodedBatch, drawn: Drawn) -> Tensor:
         """log k/n of every column for every row of the batch (B, C); −∞ outside D_i and where nothing was drawn.
 
         A drawn row that is in the batch has V columns, each with a V-th of its draws.
         """
-        ids, count = batch.candidate_rows, len(drawn.rows)
+        ids, count = batch.candidate_rows, len(batch.rows)
         distinct, column, repeats = ids.unique(return_inverse=True, return_counts=True)
         each = distinct.expand(count, -1)
         outside = ~self._exclude.to(ids.device).allowed(batch.rows, each)
-        log_q = self._index.log_prob(drawn.distribution, distinct, count)
+        log_q = drawn.log_prob(distinct, count)
         at = torch.searchsorted(distinct, drawn.ids.contiguous())
         times = torch.zeros(len(drawn.ids), len(distinct), dtype=torch.float64, device=ids.device)
         times = times.scatter_add_(1, at, torch.ones_like(at, dtype=torch.float64)) / repeats

@@ -10,81 +10,65 @@ surrogate's, too: `learn` makes log β a parameter of the optimiser, as CLIP doe
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
-from negbank.samplers.negatives.contract import EncodedBatch, Info, Negatives
+from negbank.samplers.negatives.contract import EncodedBatch, Info, Negatives, NegativeSampler, Ticket, hardness
 from torch import Tensor
 
+from negbank.bounds import Positive, checked
 from negbank.exclusions import Exclusions
-from negbank.snapshot import Snapshot
 
 
-class InBatch:
-    """All candidates of the step that are allowed negatives, at their softmax weights.
+class InBatch(NegativeSampler):
+    """SimCLR: the other views of the batch, and what else is encoded, at their softmax weights.
 
     Args:
         temperature: τ = 1/β; with `learn` at the start.
-        learn: whether β is learned, one for all anchors.
-        lowest: smallest τ that can be learned.
+        learn: τ is learned, one for all anchors, from loss.temperature on.
+        lowest: smallest τ that is learned.
         exclude: rows that are no negatives of each other; only the anchor's own row by default.
         device: where a learned β lives.
 
     Raises:
-        ValueError: for a temperature ≤ 0, or with `learn` one below `lowest`, or a `lowest` ≤ 0.
+        ValueError: with `learn` for a temperature below `lowest`.
     """
 
-    requires = "any"
-    fresh_queries = False
-    momentum: float | None = None
-
+    @checked
     def __init__(
         self,
         *,
-        temperature: float,
+        temperature: Positive,
         learn: bool = False,
-        lowest: float = 0.01,
+        lowest: Positive = 0.01,
         exclude: Exclusions | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
-        if not temperature > 0:
-            raise ValueError(f"temperature={temperature}: expected a value above 0")
-        if learn and not 0 < lowest <= temperature:
-            raise ValueError(f"lowest={lowest}: expected a value above 0 and at most temperature={temperature}")
+        if learn and lowest > temperature:
+            raise ValueError(f"lowest={lowest}: expected at most temperature={temperature}, where learning starts")
         self._temperature, self._lowest, self._exclude = temperature, lowest, exclude
         self._log_beta = torch.tensor(-math.log(temperature), device=device, requires_grad=learn)
-        self.learned: Sequence[Tensor] = (self._log_beta,) if learn else ()
+        self.learned = (self._log_beta,) if learn else ()
 
-    def update(self, snapshot: Snapshot) -> None:
-        """Nothing: the batch is all there is."""
-
-    def draw(self, rows: Tensor, queries: Tensor | None = None) -> Tensor:
-        """No further rows."""
-        return rows[:0]
-
-    def __call__(self, batch: EncodedBatch) -> tuple[Negatives, Info]:
+    def __call__(self, batch: EncodedBatch, ticket: Ticket | None = None) -> tuple[Negatives, Info]:
         """See `NegativeSampler.__call__`."""
-        scores = batch.anchors @ batch.candidates.T
-        allowed = allowed_columns(batch, self._exclude)
+        scores = batch.scores
         temperature: Tensor | float = self._temperature
         if self.learned:
             with torch.no_grad():
                 self._log_beta.clamp_(max=-math.log(self._lowest))
             temperature = (-self._log_beta).exp()
         with torch.no_grad():
-            positive = (batch.anchors * batch.positives).sum(-1, keepdim=True)
-            logits = torch.where(allowed, scores, -torch.inf)
-            weights = torch.softmax(torch.cat((logits, positive), 1) / temperature, 1)[:, :-1]
-        hardness = (weights * scores.detach()).sum(1) / weights.sum(1).clamp(min=1e-12)
-        info = {"hardness": float(hardness.mean())}
+            logits = torch.where(batch.allowed(self._exclude), scores, -torch.inf)
+            weights = torch.softmax(torch.cat((logits, batch.positive_scores[:, None]), 1) / temperature, 1)[:, :-1]
+        info = {"hardness": hardness(weights, scores)}
         if not isinstance(temperature, Tensor):
             return Negatives(scores, weights), info
         info["temperature"] = float(temperature.detach())
         return Negatives(scores, weights, temperature=temperature), info
 
     def state_dict(self) -> dict[str, Any]:
-        """log β where it is learned; else nothing is kept between steps."""
+        """log β where it is learned."""
         return {"log_beta": self._log_beta.detach().clone()} if self.learned else {}
 
     @torch.no_grad()
@@ -92,13 +76,3 @@ class InBatch:
         """Restore it."""
         if self.learned:
             self._log_beta.copy_(state["log_beta"])
-
-
-def allowed_columns(batch: EncodedBatch, exclude: Exclusions | None) -> Tensor:
-    """(A, C) bool: which candidates are allowed negatives of which anchor; without `exclude`, all but its own row."""
-    ids = batch.candidate_rows
-    if exclude is None:
-        allowed = batch.rows[:, None] != ids
-    else:
-        allowed = exclude.to(ids.device).allowed(batch.rows, ids.expand(len(batch.rows), -1))
-    return allowed.repeat(batch.views, 1)

@@ -9,6 +9,7 @@ always that of the query that was used. Draws are each row's own, or one pool fo
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,7 +18,23 @@ from negbank.exclusions import Exclusions
 from negbank.proposals import Anchors, Pooled, PooledDistribution, Proposal, ProposalDistribution, Uniform
 from negbank.snapshot import Snapshot
 
-QUERIES = ("bank", "fresh")
+
+class Drawn(NamedTuple):
+    """ids (B, n) that each of B rows drew, or (1, M) of their pool, and the distribution that they are from."""
+
+    ids: Tensor
+    distribution: ProposalDistribution | PooledDistribution
+
+    @property
+    def pooled(self) -> bool:
+        """Whether all rows share the draws."""
+        return isinstance(self.distribution, PooledDistribution)
+
+    def log_prob(self, ids: Tensor, rows: int) -> Tensor:
+        """log q of each of B = `rows` rows for every id of ids (n,): (B, n), or (1, n) of a pool."""
+        if isinstance(self.distribution, PooledDistribution):
+            return self.distribution.log_prob(ids)[None]
+        return self.distribution.log_prob(ids.expand(rows, -1))
 
 
 class IndexDraws:
@@ -28,12 +45,8 @@ class IndexDraws:
         draws: of each row, or with `pool` of the whole batch.
         pool: whether all anchors share one pool.
         stratified: of a pool, see `Pooled`.
-        query: "bank" or "fresh".
+        fresh: whether rows are drawn for by their fresh embeddings.
         exclude: D_i of the uniform draws before the first snapshot.
-        generator: of all draws; on the CPU.
-
-    Raises:
-        ValueError: for an unknown query, or draws < 1 with a proposal.
     """
 
     def __init__(
@@ -43,17 +56,13 @@ class IndexDraws:
         draws: int,
         pool: bool,
         stratified: bool,
-        query: str,
+        fresh: bool,
         exclude: Exclusions,
-        generator: torch.Generator | None,
     ) -> None:
-        check_query(query)
-        if bind is not None and draws < 1:
-            raise ValueError(f"draws={draws}: expected at least 1")
-        self.count, self.pool = 0 if bind is None else draws, pool
-        self.fresh = query == "fresh" and bind is not None
+        self.count, self.pool = 0 if bind is None else draws, pool and bind is not None
+        self.fresh = fresh and bind is not None
         self.snapshot: Snapshot | None = None
-        self._bind, self._stratified, self._generator = bind, stratified, generator
+        self._bind, self._stratified = bind, stratified
         self._proposal: Proposal = Uniform(exclude=exclude)
 
     def update(self, snapshot: Snapshot) -> None:
@@ -63,39 +72,30 @@ class IndexDraws:
             self._proposal = self._bind(snapshot)
 
     def queries(self, rows: Tensor, given: Tensor | None) -> Tensor:
-        """What the index is asked with for rows (B,): (B, D), as given or else the rows of the snapshot itself.
+        """See `asked`, of the snapshot's rows; of no meaning before the first snapshot."""
+        vectors = None if self.snapshot is None else self.snapshot.vectors
+        return asked(rows, given, vectors, fresh=self.fresh)
 
-        Of no meaning before the first snapshot.
-
-        Raises:
-            ValueError: when fresh embeddings are asked for and nothing is given.
-        """
-        require_queries(given, wanted=self.fresh)
-        if self.snapshot is None:
-            return rows.new_zeros(len(rows), 1, dtype=torch.float32)
-        return self.snapshot.vectors[rows] if given is None else given.detach().float()
-
-    def __call__(self, rows: Tensor, queries: Tensor) -> tuple[Tensor, ProposalDistribution | PooledDistribution]:
-        """Ids (B, draws), or the pool's (1, draws), and the distribution they are from."""
+    def __call__(self, rows: Tensor, queries: Tensor, generator: torch.Generator | None) -> Drawn:
+        """What rows (B,) draw, asking with queries (B, D)."""
         anchors = Anchors(rows, queries)
         if not self.pool:
             distribution = self._proposal(anchors)
-            return distribution.sample(self.count, generator=self._generator), distribution
+            return Drawn(distribution.sample(self.count, generator=generator), distribution)
         pooled = Pooled(self._proposal, stratified=self._stratified)(anchors)
-        return pooled.sample(self.count, generator=self._generator)[None], pooled
-
-    def log_prob(self, distribution: ProposalDistribution | PooledDistribution, ids: Tensor, count: int) -> Tensor:
-        """log q of each of B = `count` rows for every id of ids (n,): (B, n), or (1, n) of a pool."""
-        return distribution.log_prob(ids)[None] if self.pool else distribution.log_prob(ids.expand(count, -1))
+        return Drawn(pooled.sample(self.count, generator=generator)[None], pooled)
 
 
-def check_query(query: str) -> None:
-    """Raise ValueError for an unknown kind of query."""
-    if query not in QUERIES:
-        raise ValueError(f"query={query!r}: expected one of {', '.join(QUERIES)}")
+def asked(rows: Tensor, given: Tensor | None, vectors: Tensor | None, *, fresh: bool) -> Tensor:
+    """What an index is asked with for rows (B,): queries (B, D) as given, or else their own rows of vectors (N, D).
 
+    Zeros (B, 1) where there is nothing to ask yet.
 
-def require_queries(queries: Tensor | None, *, wanted: bool) -> None:
-    """Raise ValueError when fresh queries are wanted and not given."""
-    if wanted and queries is None:
+    Raises:
+        ValueError: when fresh embeddings are asked for and nothing is given.
+    """
+    if fresh and given is None:
         raise ValueError("queries=None: query='fresh' needs the fresh embeddings of the rows; pass them to draw()")
+    if vectors is None:
+        return rows.new_zeros(len(rows), 1, dtype=torch.float32)
+    return vectors[rows] if given is None else given.detach().float()

@@ -15,68 +15,46 @@ The trainer keeps the momentum encoder, as for any sampler that has a `momentum`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
-from negbank.samplers.negatives.contract import EncodedBatch, Info, Negatives
-from negbank.samplers.negatives.in_batch import allowed_columns
+from negbank.samplers.negatives.contract import EncodedBatch, Info, Negatives, NegativeSampler, Ticket, hardness
 from torch import Tensor
 
+from negbank.bounds import Annotated, Ge, Lt, Positive, checked
 from negbank.exclusions import NO_ROW, Exclusions
-from negbank.snapshot import Snapshot
 
 
-class Moco:
-    """Keys as negatives: a queue of past ones, or the batch's.
+class Moco(NegativeSampler):
+    """MoCo: keys of a momentum encoder, from a queue (v2) or of the batch (v3).
 
     Args:
         num_rows: N.
         temperature: τ = 1/β.
-        queue: K keys kept; 0 for the batch's own (v3).
-        momentum: m in [0, 1) of the momentum encoder.
+        queue: K, keys kept; 0: the batch's own, as MoCo v3.
+        momentum: m of the momentum encoder; 1 would leave the keys as they were at the start.
         exclude: rows that are no negatives of each other; only the anchor's own row by default.
         device: where the queue lives.
-
-    Raises:
-        ValueError: for a temperature ≤ 0, a negative queue, or a momentum outside [0, 1).
     """
 
-    requires = "any"
-    fresh_queries = False
-    learned: Sequence[Tensor] = ()
-
+    @checked
     def __init__(
         self,
         num_rows: int,
         *,
-        temperature: float,
-        queue: int = 4096,
-        momentum: float = 0.99,
+        temperature: Positive,
+        queue: Annotated[int, Ge(0)] = 4096,
+        momentum: Annotated[float, Ge(0), Lt(1)] = 0.99,
         exclude: Exclusions | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
-        if not temperature > 0:
-            raise ValueError(f"temperature={temperature}: expected a value above 0")
-        if queue < 0:
-            raise ValueError(f"queue={queue}: expected a number of keys, or 0 for the batch's own")
-        if not 0 <= momentum < 1:
-            raise ValueError(f"momentum={momentum}: expected [0, 1); 1 would leave the keys as they were at the start")
-        self.momentum: float | None = momentum
-        self._temperature = temperature
-        self._exclude = (Exclusions(num_rows) if exclude is None else exclude).to(torch.device(device))
+        self.momentum, self._temperature = momentum, temperature
+        self._exclude = (exclude or Exclusions(num_rows)).to(torch.device(device))
         self.ids = torch.full((queue,), NO_ROW, device=device)
         self.keys: Tensor | None = None  # (K, D) from the first batch on, which says what D is
         self.position = 0
 
-    def update(self, snapshot: Snapshot) -> None:
-        """Nothing: the queue is all there is."""
-
-    def draw(self, rows: Tensor, queries: Tensor | None = None) -> Tensor:
-        """No further rows."""
-        return rows[:0]
-
-    def __call__(self, batch: EncodedBatch) -> tuple[Negatives, Info]:
+    def __call__(self, batch: EncodedBatch, ticket: Ticket | None = None) -> tuple[Negatives, Info]:
         """See `NegativeSampler.__call__`. The columns are the queue's keys, or the batch's.
 
         Raises:
@@ -91,15 +69,14 @@ class Moco:
             allowed = self._exclude.allowed(batch.rows, self.ids.expand(len(batch.rows), -1)).repeat(batch.views, 1)
         else:
             scores = batch.anchors @ batch.keys.T
-            allowed = allowed_columns(batch, self._exclude) & _under_other_view(batch)
+            allowed = batch.allowed(self._exclude) & _under_other_view(batch)
         with torch.no_grad():
-            positive = (batch.anchors * batch.positives).sum(-1) / self._temperature
+            positive = batch.positive_scores / self._temperature
             logits = (scores / self._temperature).masked_fill_(~allowed, -torch.inf)
             log_sum = torch.logaddexp(logits.logsumexp(1), positive)
             weights = logits.sub_(log_sum[:, None]).exp_()
-            hardness = torch.linalg.vecdot(weights, scores) / weights.sum(1).clamp(min=1e-12)
             self._enqueue(batch)
-        return Negatives(scores, weights), {"hardness": float(hardness.mean()), "keys": float(allowed[0].sum())}
+        return Negatives(scores, weights), {"hardness": hardness(weights, scores), "keys": float(allowed[0].sum())}
 
     def _enqueue(self, batch: EncodedBatch) -> None:
         """Put the batch's keys (V·B, D) in place of the oldest."""

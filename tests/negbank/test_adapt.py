@@ -109,9 +109,39 @@ def test_adapt_takes_what_a_measured_probe_fits(kind, bar):
 
 
 @pytest.mark.parametrize("kind", [Nearest, HeadTail, Cells])
-def test_adapting_without_a_measurement_is_refused(kind):
-    with pytest.raises(ValueError, match="probe=None"):
-        kind(Snapshot.build(digits(0.97)[1][:200], factory="exact"), adapt=True)
+def test_before_anything_is_measured_it_is_as_configured(kind):
+    bound = kind(Snapshot.build(digits(0.97)[1][:200], factory="exact"), temperature=0.2, floor=0.3, adapt=True)
+    assert (bound.temperature, bound.floor) == (0.2, 0.3)
+
+
+@pytest.mark.parametrize("fresh_queries", [False, True])
+def test_a_probe_across_two_towers_encodes_each_row_by_its_own(fresh_queries):
+    """Anchors of one tower, a bank of the other: by hand, and the same as one tower where the two are one."""
+    fresh, stale = digits(0.9)
+    turned = fresh @ torch.linalg.qr(torch.randn(32, 32, dtype=torch.float64, generator=torch.Generator()))[0]
+    snapshot, rows = Snapshot.build(stale, factory="exact"), torch.arange(0, 1700, 50)
+    queries, asked = turned[rows].float().flip(0), []
+
+    def tower(embeddings):
+        return lambda ids: asked.append(ids) or embeddings[ids]
+
+    options = {"draws": 100, "fresh_queries": fresh_queries}
+    seeded = lambda: torch.Generator().manual_seed(0)  # noqa: E731
+    probe = measure(
+        snapshot, rows, tower(fresh), queries=queries, encode_queries=tower(turned), generator=seeded(), **options
+    )
+    assert len(asked[0].unique()) == len(asked[0]) <= 100
+    assert torch.equal(asked[0], probe.ids.unique())
+    assert torch.equal(asked[1], rows)
+    torch.testing.assert_close(probe.scores, (turned[rows] @ fresh[probe.ids].T).float())
+    torch.testing.assert_close(probe.anchors.queries, turned[rows].float() if fresh_queries else queries)
+    pool = Pooled(Nearest(snapshot, 64, 0.07, 0.3))(Anchors(rows, queries))
+    torch.testing.assert_close(probe.log_q, pool.log_prob(probe.ids))
+    one = measure(snapshot, rows, tower(fresh), generator=seeded(), **options)
+    both = measure(snapshot, rows, tower(fresh), encode_queries=tower(fresh), generator=seeded(), **options)
+    assert torch.equal(one.ids, both.ids)
+    torch.testing.assert_close(one.scores, both.scores)
+    torch.testing.assert_close(one.anchors.queries, both.anchors.queries)
 
 
 def test_bad_probes_are_named():

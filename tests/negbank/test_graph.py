@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from negbank import ExactIndex, FaissIndex, Snapshot
+from negbank import ExactIndex, FaissIndex
 from negbank.index import cell_join as joining
 from negbank.index import exact_graph as exact
 from negbank.index import search as searching
@@ -292,22 +292,6 @@ def test_a_graph_keeps_its_report_and_prints_it(clustered):
     assert again.report == graph.report
     assert_same(again, tuple(graph))
     assert str(graph.report).startswith("exact graph of 50 rows: recall@3 1.0000, 49 rows compared with each, in ")
-
-
-def test_a_snapshot_finds_its_graph_once(clustered, monkeypatch):
-    written = torch.ones(300, dtype=torch.bool)
-    written[::7] = False
-    snapshot = Snapshot.build(clustered(300), written=written)
-    asked = []
-    whole = FaissIndex.graph
-    monkeypatch.setattr(FaissIndex, "graph", lambda self, k: asked.append(k) or whole(self, k))
-    for k in (5, 3, 12, 12, 7):
-        assert_same(snapshot.graph(k), tuple(whole(snapshot.index, k)))
-    assert asked == [5, 12]
-    assert snapshot.graph(4).report.recall_at == 12
-    for k in (0, 300):
-        with pytest.raises(ValueError, match=f"k={k}"):
-            snapshot.graph(k)
 
 
 PEAK = """

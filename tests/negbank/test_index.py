@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from negbank import ExactIndex, FaissIndex
-from negbank.index.faiss import choose_factory
+from negbank.index.auto import choose_factory
 
 FACTORIES = ["Flat", "IVF16,Flat", "HNSW16,Flat", "IVF16,SQfp16", "PCA8,IVF16,Flat"]
 

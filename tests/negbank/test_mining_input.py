@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from negbank import DamagedResultError, DamagedSnapshotError, MiningResult, Snapshot, mine_hard_negatives
+from negbank.files import SEAL, manifest, sealed
 
 CORPUS = np.random.default_rng(0).standard_normal((20, 6)).astype(np.float32)
 QUERIES = CORPUS[:4] + np.float32(0.1)
@@ -120,7 +121,7 @@ def test_a_truncated_or_foreign_shard_is_named(tmp_path):
 def test_a_snapshot_of_another_version_is_refused(tmp_path):
     Snapshot.build(CORPUS).save(tmp_path / "s")
     path = tmp_path / "s" / "manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
+    path.write_text(sealed(manifest(path.parent) | {"format": 99}))
     with pytest.raises(DamagedSnapshotError, match="format 99, this version reads"):
         mine_hard_negatives(QUERIES, tmp_path / "s")
     with pytest.raises(ValueError, match="a snapshot has its own"):
@@ -133,7 +134,7 @@ def test_a_snapshot_of_another_model_or_shape_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"rows of the model aaaaaaaaaaaa…, asked for by bbbb.*embed the corpus again"):
         Snapshot.load(tmp_path / "s", fingerprint="b" * 64)
     path = tmp_path / "s" / "manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"shape": [20, 7]}))
+    path.write_text(sealed(manifest(path.parent) | {"shape": [20, 7]}))
     with pytest.raises(DamagedSnapshotError, match=r"the manifest says \[20, 7\]"):
         mine_hard_negatives(QUERIES, tmp_path / "s")
 
@@ -144,8 +145,9 @@ def test_a_damaged_result_is_refused(tmp_path):
     path.write_bytes(path.read_bytes()[:-4])
     with pytest.raises(DamagedResultError, match=r"scores.npy: its checksum differs"):
         MiningResult.load(tmp_path / "r")
-    manifest = tmp_path / "r" / "manifest.json"
-    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format": 7}))
+    path = tmp_path / "r" / "manifest.json"
+    found = json.loads(path.read_text())
+    path.write_text(sealed({k: v for k, v in found.items() if k != SEAL} | {"format": 7}))
     with pytest.raises(DamagedResultError, match="format 7, this version reads"):
         MiningResult.load(tmp_path / "r")
     with pytest.raises(DamagedResultError, match="is this a mining result"):

@@ -11,7 +11,7 @@ from scipy import stats
 
 from negbank import Exclusions, Snapshot
 from negbank.index.faiss import kmeans_cells
-from negbank.proposals import Anchors, Cells, HeadTail, InBatch, Mixture, Nearest, Pooled, StaleSoftmax, Uniform
+from negbank.proposals import Anchors, Cells, HeadTail, Mixture, Nearest, Pooled, StaleSoftmax, Uniform
 
 N = 120
 
@@ -25,10 +25,6 @@ def mixture(snapshot, *, exclude=None):
     return Mixture(parts, (2, 1, 1))
 
 
-def in_batch_of_all(snapshot, *, exclude=None):
-    return InBatch(torch.arange(N), exclude=exclude or snapshot.exclude_self)
-
-
 PROPOSALS = {
     "uniform": Uniform,
     "nearest": partial(Nearest, k=20, temperature=0.1, floor=0.3),
@@ -38,7 +34,6 @@ PROPOSALS = {
     "head and light tail": partial(HeadTail, k=10, temperature=0.15, floor=0.1, tail=0.25),
     "stale softmax": partial(StaleSoftmax, temperature=0.1, floor=0.1),
     "mixture": mixture,
-    "in batch, all rows": in_batch_of_all,
 }
 EXCLUDE = {
     "self": None,
@@ -218,23 +213,6 @@ def test_a_snapshot_has_cells_whatever_its_index(snapshot):
     own = cells.centroids[cells.assignment[indexed]]
     best = (snapshot.vectors[indexed] @ cells.centroids.T).max(1).values
     torch.testing.assert_close((snapshot.vectors[indexed] * own).sum(1), best)
-
-
-def test_in_batch_is_uniform_over_the_allowed_rows_of_the_batch(exclude):
-    exclude = exclude or Exclusions(N)
-    batch = torch.tensor([5, 70, 71, 72, 3, 101, 5, 35, 36])
-    anchors, ids = Anchors(torch.arange(N), torch.zeros(N, 1)), torch.arange(N).expand(N, N)
-    distribution = InBatch(batch, exclude=exclude)(anchors)
-    q = distribution.log_prob(ids).exp()
-    for i in range(N):
-        inside = [j for j in sorted(set(batch.tolist())) if allowed(exclude)[i, j]]
-        assert q[i].nonzero().flatten().tolist() == inside
-        torch.testing.assert_close(q[i, inside], torch.full((len(inside),), 1 / len(inside), dtype=torch.float64))
-    assert distribution.log_prob(torch.full((N, 1), -1)).max() == -torch.inf
-    with pytest.raises(ValueError, match=r"anchors \[5\]"):
-        InBatch(torch.tensor([5]), exclude=Exclusions(N))(anchors)
-    with pytest.raises(ValueError, match="0 ids"):
-        InBatch(torch.tensor([], dtype=torch.int64), exclude=exclude)
 
 
 @pytest.mark.parametrize("n", [5, 12, 31])

@@ -14,9 +14,10 @@ class Encoder:
 
     def __init__(self, rows=200):
         phase = torch.rand(rows, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 2 * math.pi
-        self.phase, self.angle = phase, 0.0
+        self.phase, self.angle, self.encoded = phase, 0.0, 0
 
     def __call__(self, rows):
+        self.encoded += len(rows)
         phase = self.phase[rows] + self.angle
         return torch.stack((phase.cos(), phase.sin()), 1).float()
 
@@ -35,7 +36,7 @@ def test_full_mode_rewrites_the_bank_and_measures_drift_exactly():
     assert report.overlap == 1.0  # a common rotation changes no neighbour
     assert refresher.drift() == pytest.approx(0.0, abs=1e-6)
     assert (bank.written_at == 10).all()
-    assert refresher.encodings == 200 + 50 + 200 + 50
+    assert encoder.encoded == 200 + 50 + 200 + 50
 
 
 def test_rolling_mode_freezes_what_training_wrote():
@@ -58,9 +59,9 @@ def test_rolling_mode_freezes_what_training_wrote():
 def test_staleness_is_measured_at_every_swap_and_check_and_resumes():
     encoder, bank, calls = Encoder(), EmbeddingBank(200, 2), []
 
-    def measured(snapshot, encode, step):
+    def measured(snapshot, step):
         calls.append((snapshot.version, step))
-        return measure(snapshot, torch.arange(20), encode, draws=50, generator=torch.Generator().manual_seed(step))
+        return measure(snapshot, torch.arange(20), encoder, draws=50, generator=torch.Generator().manual_seed(step))
 
     options = {"every": 10, "mode": "full", "encode": encoder, "check_every": 4, "measure": measured}
     refresher = Refresher(bank, **options)
@@ -69,10 +70,25 @@ def test_staleness_is_measured_at_every_swap_and_check_and_resumes():
     assert calls == [(0, 0), (0, 4), (0, 8), (1, 10), (1, 12)]
     other = Refresher(bank, **options)
     other.load_state_dict(refresher.state_dict(), refresher.snapshot)
-    for mine, theirs in zip(
-        refresher.staleness.anchors + refresher.staleness[1:], other.staleness.anchors + other.staleness[1:]
-    ):
+    for mine, theirs in zip(refresher.probe.anchors + refresher.probe[1:], other.probe.anchors + other.probe[1:]):
         assert torch.equal(mine, theirs)
+
+
+def test_every_counts_epochs_or_steps_and_a_step_with_nothing_due_looks_at_no_row(monkeypatch):
+    encoder, looked = Encoder(), []
+    whole = EmbeddingBank.written.fget
+    monkeypatch.setattr(EmbeddingBank, "written", property(lambda self: looked.append(1) or whole(self)))
+    for unit, due in (("epochs", 30), ("steps", 3)):
+        bank = EmbeddingBank(200, 2)
+        refresher = Refresher(bank, every=3, unit=unit, epoch=10)
+        bank.write(torch.arange(200), encoder(torch.arange(200)), step=0)
+        for step in range(1, due):
+            assert refresher.step(step) is None
+        assert not looked
+        assert refresher.step(due).reason == "first"
+        looked.clear()
+        assert refresher.step(due + 1) is None
+        assert not looked
 
 
 def test_drift_past_its_bound_refreshes_early():
@@ -113,7 +129,6 @@ def test_state_needs_the_snapshot_it_names():
         other.load_state_dict(state, None)
     other.load_state_dict(state, refresher.snapshot)
     assert other.snapshot is refresher.snapshot
-    assert other.encodings == refresher.encodings
 
 
 @pytest.mark.parametrize(
@@ -121,6 +136,8 @@ def test_state_needs_the_snapshot_it_names():
     [
         ({"every": 0}, "every=0"),
         ({"every": 1, "mode": "lazy"}, "mode='lazy'"),
+        ({"every": 1, "unit": "days"}, "unit='days'"),
+        ({"every": 1, "max_drift": 3.0, "encode": Encoder()}, "max_drift=3.0"),
         ({"every": 1, "mode": "full"}, "encode=None"),
         ({"every": 1, "max_drift": 0.1}, "encode=None"),
     ],

@@ -1,12 +1,11 @@
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 import torch
 
 from negbank import DamagedSnapshotError, Snapshot
+from negbank.files import manifest, sealed
 
 
 def build(clustered, **arguments):
@@ -28,7 +27,7 @@ def test_saved_and_loaded_whole(clustered, tmp_path, factory):
         assert torch.equal(a, b)
     if snapshot.index.cells is not None:
         assert all(torch.equal(a, b) for a, b in zip(loaded.index.cells, snapshot.index.cells))
-    with pytest.raises(FileExistsError, match="frozen"):
+    with pytest.raises(FileExistsError, match="write under another name"):
         snapshot.save(tmp_path / "s")
 
 
@@ -52,7 +51,7 @@ def test_a_damaged_file_is_refused_and_named(clustered, tmp_path, name, damage):
 def test_another_format_is_refused(clustered, tmp_path):
     build(clustered).save(tmp_path / "s")
     path = tmp_path / "s" / "manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
+    path.write_text(sealed(manifest(path.parent) | {"format": 99}))
     with pytest.raises(DamagedSnapshotError, match="format 99"):
         Snapshot.load(tmp_path / "s")
 

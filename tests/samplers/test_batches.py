@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 import torch
-from negbank.samplers.batches import Drawn, Knn, Ordered, ProSampler, Spectral, Uniform
+from negbank.samplers.batches import Drawn, Knn, Ordered, ProSampler, Spectral, UniformBatches
 from torch.utils.data import DataLoader, TensorDataset
 
 from negbank import Snapshot
@@ -12,17 +12,17 @@ from negbank.proposals import Nearest
 
 ROWS = 53
 SAMPLERS = {
-    "uniform": Uniform,
+    "uniform": UniformBatches,
     "knn": lambda *sizes, **options: Knn(*sizes, neighbors=5, **options),
     "prosampler": lambda *sizes, **options: ProSampler(*sizes, candidates=6, neighbors=5, **options),
     "prosampler, index": lambda *sizes, **options: ProSampler(*sizes, candidates=None, neighbors=5, **options),
     "prosampler, walk": lambda *sizes, **options: ProSampler(
         *sizes, candidates=6, neighbors=5, cover="walk", **options
     ),
-    "spectral": lambda *sizes, **options: Spectral(*sizes, group=2, restarts=2, **options),
-    "spectral, global": lambda *sizes, **options: Spectral(*sizes, scope="global", **options),
+    "spectral": lambda *sizes, **options: Spectral(*sizes, temperature=0.1, group=2, restarts=2, **options),
+    "spectral, global": lambda *sizes, **options: Spectral(*sizes, temperature=0.1, scope="global", **options),
     "drawn": lambda *sizes, **options: Drawn(*sizes, proposal=partial(Nearest, k=5), **options),
-    "ordered": lambda *sizes, **options: Ordered(*sizes, pool=3, keep=2, **options),
+    "ordered": lambda *sizes, **options: Ordered(*sizes, temperature=0.1, pool=3, keep=2, **options),
 }
 COVERING = [name for name in SAMPLERS if "walk" not in name and name not in ("drawn", "ordered")]
 every = pytest.mark.parametrize("name", SAMPLERS)
@@ -252,7 +252,7 @@ def test_walks_that_overlap_are_spread_as_far_as_they_can_be():
         ({"max_per_group": 2}, "max_per_group: .* together with groups"),
         ({"groups": torch.zeros(49, dtype=torch.int64), "max_per_group": 2}, r"groups: torch.int64 \(49,\), .*\(50,\)"),
         ({"groups": torch.zeros(50), "max_per_group": 2}, "groups: torch.float32"),
-        ({"groups": torch.arange(50), "max_per_group": 0}, "max_per_group=0: expected 1 or more"),
+        ({"groups": torch.arange(50), "max_per_group": 0}, "max_per_group=0: expected at least 1"),
         ({"groups": torch.arange(50) // 25, "max_per_group": 3}, "2 groups have 6 rows for a batch of batch_size=8"),
     ],
 )
@@ -270,10 +270,10 @@ def test_a_group_of_more_rows_than_the_batches_may_hold_is_refused(name):
         make(name, 50, groups=torch.where(torch.arange(50) < 25, 7, -1), max_per_group=4)
 
 
-@pytest.mark.parametrize("batch_size", [0, 1, 51])
+@pytest.mark.parametrize(("batch_size", "message"), [(0, "at least 2"), (1, "at least 2"), (51, "2..50")])
 @every
-def test_a_batch_that_cannot_be_filled_is_refused(name, batch_size):
-    with pytest.raises(ValueError, match=f"batch_size={batch_size}: expected 2..50"):
+def test_a_batch_that_cannot_be_filled_is_refused(name, batch_size, message):
+    with pytest.raises(ValueError, match=f"batch_size={batch_size}: expected {message}"):
         make(name, 50, batch_size)
 
 
@@ -281,6 +281,10 @@ def test_a_batch_that_cannot_be_filled_is_refused(name, batch_size):
 def test_a_snapshot_of_other_rows_is_refused(name):
     with pytest.raises(ValueError, match="snapshot: 50 rows, the sampler has num_rows=53"):
         make(name).update(snapshot(50))
+
+
+def test_all_but_uniform_batches_plan_from_a_snapshot():
+    assert [name for name in SAMPLERS if not make(name).reads_snapshot] == ["uniform"]
 
 
 def test_only_uniform_batches_say_so():

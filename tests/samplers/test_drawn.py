@@ -130,13 +130,14 @@ def test_importance_weighs_the_batch_by_it(data, draws):
     )  # fmt: skip
     sampler.update(snapshot)
     rows = torch.tensor(next(iter(batches)))
-    further = sampler.draw(rows)
+    ticket = sampler.draw(rows, step=0)
+    further = ticket.further
     assert draws or not len(further)
-    ids, distribution = (sampler._drawn.ids[0], sampler._drawn.distribution) if draws else (rows[:0], None)
+    ids, distribution = (ticket.own.ids[0], ticket.own.distribution) if draws else (rows[:0], None)
     batch = EncodedBatch.from_views(
         rows, torch.cat((z[rows], z[rows], z[further])), further, expected=partial(batches.expected, rows)
     )
-    _, weights, *_ = sampler(batch)[0]
+    _, weights, *_ = sampler(batch, ticket)[0]
     columns = batch.candidate_rows
     n = 2 * batches.expected(rows, columns)
     times = torch.ones(len(columns), dtype=torch.float64)

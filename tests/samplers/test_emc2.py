@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 import torch
-from negbank.samplers.batches import Uniform as UniformBatches
+from negbank.samplers.batches import UniformBatches
 from negbank.samplers.metropolis import NO_STATE
 from negbank.samplers.negatives import Emc2, EncodedBatch
 
@@ -32,9 +32,15 @@ def sampler(snapshot, seed=0, **options):
 
 
 def visit(made, z, rows):
-    drawn = made.draw(rows, z[rows] if made.fresh_queries else None)
-    batch = EncodedBatch.from_views(rows, torch.cat((z[rows], z[rows], z[drawn])), drawn)
-    return batch, *made(batch)
+    ticket = made.draw(rows, step=0, queries=z[rows] if made.fresh_queries else None)
+    batch = encoded(z, ticket)
+    return batch, *made(batch, ticket)
+
+
+def encoded(z, ticket):
+    """The batch of a ticket, both views alike."""
+    rows, further = ticket.rows, ticket.further
+    return EncodedBatch.from_views(rows, torch.cat((z[rows], z[rows], z[further])), further)
 
 
 def occupancy(made, z, batch_size, epochs):
@@ -183,13 +189,14 @@ def test_drawn_rows_are_distinct_further_and_hold_every_carried_state(data):
     made = sampler(snapshot)
     for rows in torch.randperm(N, generator=torch.Generator().manual_seed(1)).repeat(3).split(16):
         carried = made.chains[rows]
-        drawn = made.draw(rows)
+        ticket = made.draw(rows, step=0)
+        drawn = ticket.further
         assert len(drawn.unique()) == len(drawn)
         assert not torch.isin(drawn, rows).any()
-        encoded = torch.cat((rows, drawn))
-        assert torch.isin(carried[carried != NO_STATE], encoded).all()
-        made(EncodedBatch.from_views(rows, torch.cat((z[rows], z[rows], z[drawn])), drawn))
-        assert torch.isin(made.chains[rows], encoded).all()
+        every = torch.cat((rows, drawn))
+        assert torch.isin(carried[carried != NO_STATE], every).all()
+        made(encoded(z, ticket), ticket)
+        assert torch.isin(made.chains[rows], every).all()
 
 
 def test_every_anchor_keeps_a_state_in_the_smallest_batch(data):
@@ -214,20 +221,17 @@ def test_a_first_visit_takes_its_first_proposal_and_keeps_as_many_states_as_any_
 def test_before_the_first_snapshot_index_draws_are_uniform(data):
     z, _ = data
     made = sampler(None, proposals="index", draws=30)
-    rows = torch.arange(16)
-    drawn = made.draw(rows)
-    assert len(drawn) > 60  # 480 uniform draws meet nearly all 64 other rows
-    made(EncodedBatch.from_views(rows, torch.cat((z[rows], z[rows], z[drawn])), drawn))
+    ticket = made.draw(torch.arange(16), step=0)
+    assert len(ticket.further) > 60  # 480 uniform draws meet nearly all 64 other rows
+    made(encoded(z, ticket), ticket)
 
 
 def test_bank_scores_encode_only_kept_rows(data):
     z, snapshot = data
     fresh, bank = (sampler(snapshot, draws=8, score=s, proposals="index", burn_in=0.9) for s in ("fresh", "bank"))
-    assert len(bank.draw(torch.arange(16))) < len(fresh.draw(torch.arange(16)))
-    rows = torch.arange(16)
-    drawn = bank.draw(rows)
-    batch = EncodedBatch.from_views(rows, torch.cat((z[rows], z[rows], z[drawn])), drawn)
-    weights = bank(batch)[0].weights
+    ticket, every = (made.draw(torch.arange(16), step=0) for made in (bank, fresh))
+    assert len(ticket.further) < len(every.further)
+    weights = bank(encoded(z, ticket), ticket)[0].weights
     assert (weights[:, 32:] > 0).any(0).all()
 
 
@@ -247,15 +251,19 @@ def test_it_resumes_to_the_same_visits(data):
 def test_fresh_queries_are_asked_for(data):
     _, snapshot = data
     with pytest.raises(ValueError, match="queries=None"):
-        sampler(snapshot, query="fresh").draw(torch.arange(4))
+        sampler(snapshot, query="fresh").draw(torch.arange(4), step=0)
 
 
 def test_a_batch_that_was_not_drawn_for_is_refused(data):
     z, snapshot = data
     made = sampler(snapshot)
-    made.draw(torch.arange(4))
-    with pytest.raises(RuntimeError, match="call draw"):
-        made(EncodedBatch.from_views(torch.arange(4) + 1, torch.cat((z[1:5], z[1:5]))))
+    ticket = made.draw(torch.arange(4), step=0)
+    for batch in (
+        EncodedBatch.from_views(torch.arange(4) + 1, torch.cat((z[1:5], z[1:5])), ticket.further, z[ticket.further]),
+        EncodedBatch.from_views(torch.arange(4), torch.cat((z[:4], z[:4]))),  # without the further rows
+    ):
+        with pytest.raises(ValueError, match="ticket: drawn for other rows"):
+            made(batch, ticket)
 
 
 @pytest.mark.parametrize(

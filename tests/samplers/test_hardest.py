@@ -27,9 +27,10 @@ def sampler(snapshot, **options):
 
 
 def visit(made, z, rows=ROWS, queries=None):
-    drawn = made.draw(rows, queries)
+    ticket = made.draw(rows, step=0, queries=queries)
+    drawn = ticket.further
     batch = EncodedBatch.from_views(rows, torch.cat((z[rows], z[rows], z[drawn])), drawn)
-    return batch, made(batch)[0]
+    return batch, made(batch, ticket)[0]
 
 
 def nearest(vectors, queries, k, allowed=None):
@@ -70,7 +71,7 @@ def test_weights_are_those_of_the_losses_they_name(data):
     noise = torch.randn(2 * N, D, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     x = (z.repeat(2, 1).double() + 0.3 * noise).requires_grad_()  # both views of all rows
     views = torch.nn.functional.normalize(x, dim=1)
-    drawn = sampler(snapshot).draw(ROWS)
+    drawn = sampler(snapshot).draw(ROWS, step=0).further
     batch = EncodedBatch.from_views(ROWS, torch.cat((views[ROWS], views[ROWS + N], views[drawn])), drawn)
     positive = (batch.anchors * batch.positives).sum(1, keepdim=True)
     # a row that is in the batch is seen under both views, in equal shares
@@ -86,8 +87,8 @@ def test_weights_are_those_of_the_losses_they_name(data):
         ({"weights": "uniform"}, (mean[..., 0] * scores).sum((1, 2)) / 5 - positive[:, 0]),
     ]:
         made = sampler(snapshot, **options)
-        made.draw(ROWS)
-        got = torch.autograd.grad(surrogate(batch, made(batch)[0], temperature=TEMPERATURE), x, retain_graph=True)[0]
+        negatives, _ = made(batch, made.draw(ROWS, step=0))
+        got = torch.autograd.grad(surrogate(batch, negatives, temperature=TEMPERATURE), x, retain_graph=True)[0]
         expected = torch.autograd.grad(loss.mean(), x, retain_graph=True)[0]
         torch.testing.assert_close(got, expected, atol=1e-9, rtol=0)
 
@@ -160,8 +161,7 @@ def test_bad_input_is_named(data):
             Hardest(N, **{"temperature": 0.3, **options})
     made = sampler(snapshot, query="fresh")
     with pytest.raises(ValueError, match="queries=None"):
-        made.draw(ROWS)
+        made.draw(ROWS, step=0)
     made = sampler(snapshot)
-    made.draw(ROWS)
-    with pytest.raises(RuntimeError, match="call draw"):
-        made(EncodedBatch.from_views(ROWS + 1, torch.eye(2 * B, D)))
+    with pytest.raises(ValueError, match="ticket: drawn for other rows"):
+        made(EncodedBatch.from_views(ROWS + 1, torch.eye(2 * B, D)), made.draw(ROWS, step=0))

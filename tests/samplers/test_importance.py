@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 import torch
-from negbank.samplers.batches import Uniform as UniformBatches
+from negbank.samplers.batches import UniformBatches
 from negbank.samplers.negatives import EncodedBatch, Importance, InBatch
 
 from negbank import Exclusions, Snapshot
@@ -38,9 +38,15 @@ def sampler(snapshot, **options):
 
 
 def visit(made, z, rows):
-    drawn = made.draw(rows, z[rows] if made.fresh_queries else None)
-    batch = EncodedBatch.from_views(rows, torch.cat((z[rows], z[rows], z[drawn])), drawn)
-    return batch, *made(batch)
+    ticket = made.draw(rows, step=0, queries=z[rows] if made.fresh_queries else None)
+    batch = encoded(z, ticket)
+    return batch, *made(batch, ticket)
+
+
+def encoded(z, ticket):
+    """The batch of a ticket, both views alike."""
+    rows, further = ticket.rows, ticket.further
+    return EncodedBatch.from_views(rows, torch.cat((z[rows], z[rows], z[further])), further)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -119,6 +125,6 @@ def test_bad_input_is_named(data):
     with pytest.raises(ValueError, match="draws=-1"):
         sampler(snapshot, draws=-1)
     made = sampler(snapshot)
-    made.draw(torch.arange(4))
-    with pytest.raises(RuntimeError, match="call draw"):
-        made(EncodedBatch.from_views(torch.arange(5), torch.eye(10)))
+    ticket = made.draw(torch.arange(4), step=0)
+    with pytest.raises(ValueError, match="ticket: drawn for other rows"):
+        made(EncodedBatch.from_views(torch.arange(5), torch.eye(10)), ticket)

@@ -127,7 +127,7 @@ def test_drawn_rows_join_as_negatives_and_exclusions_hold():
 def test_bad_input_is_named():
     with pytest.raises(ValueError, match="temperature=0"):
         InBatch(temperature=0)
-    with pytest.raises(ValueError, match=r"lowest=0\.3: expected a value above 0"):
+    with pytest.raises(ValueError, match=r"lowest=0\.3: expected at most temperature=0\.2"):
         InBatch(temperature=0.2, learn=True, lowest=0.3)
     with pytest.raises(ValueError, match="expected 2·3 views"):
         EncodedBatch.from_views(torch.arange(3), torch.randn(7, 2))

@@ -1,4 +1,4 @@
-"""The chain's law by enumeration: the transition matrix is built from the code's own accept step and densities."""
+"""The chain's law by enumeration: the transition matrix is built from the moves of the scan that is run, and densities."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 import torch
-from negbank.samplers.metropolis import NO_STATE, acceptance, scan, scan_reference
+from negbank.samplers.metropolis import NO_STATE, acceptance, accepted, scan, scan_reference
 from negbank.samplers.mixing import total_variation
 from scipy import stats
 
@@ -42,12 +42,40 @@ def setting(clustered, proposal, exclude=None, factory="exact"):
     return log_target, log_q
 
 
+def measured(proposed, current, run=scan):
+    """Probability over u that the chain that is *run* moves from w(c) to w(j), for every pair, by bisection of log u.
+
+    One chain a pair, of two candidates: it is in column 0 and is offered column 1.
+    """
+    pairs = torch.stack((current.flatten(), proposed.flatten()), 1)[None]
+    chains = pairs.shape[1]
+    start, offer, kernel = (torch.full(shape, value) for shape, value in (((chains,), 0), ((chains, 1), 1), ((1,), 0)))
+    low, high = torch.full((chains,), -700.0, dtype=torch.float64), torch.zeros(chains, dtype=torch.float64)
+    for _ in range(64):
+        middle = (low + high) / 2
+        moves = run(pairs, offer, kernel, middle[:, None], start).state == 1
+        low, high = torch.where(moves, middle, low), torch.where(moves, high, middle)
+    return torch.where(low == -700.0, 0.0, low.exp()).view(proposed.shape)
+
+
 def transition(log_weight, q):
-    """P[c, j] = q(j) a(c → j) off the diagonal, the rest on it, from the accept step for every pair at once."""
+    """P[c, j] = q(j) a(c → j) off the diagonal, the rest on it, from the scan's own moves for every pair at once."""
     proposed, current = log_weight[None, :].expand(N, N), log_weight[:, None].expand(N, N)
-    matrix = q * acceptance(proposed, current)
+    matrix = q * measured(proposed, current)
     matrix = matrix.fill_diagonal_(0.0)
     return matrix + torch.diag(1 - matrix.sum(1))
+
+
+@pytest.mark.parametrize("run", [scan, scan_reference])
+def test_one_accept_rule_is_run_by_the_scans_and_by_the_correction(run):
+    g = torch.Generator().manual_seed(0)
+    proposed, current = 3 * torch.randn(2, 500, generator=g, dtype=torch.float64)
+    proposed[::17], current[::13] = -torch.inf, -torch.inf
+    probability = acceptance(proposed, current)
+    torch.testing.assert_close(measured(proposed, current, run), probability, atol=1e-14, rtol=1e-12)
+    for shift, expected in ((1 - 1e-9, probability > 0), (1 + 1e-9, probability == 1)):
+        u = (probability * shift).clamp(max=1 - 1e-12)
+        assert torch.equal(accepted(proposed, current, u), expected)
 
 
 @pytest.mark.parametrize("proposal", PROPOSALS)
@@ -74,7 +102,7 @@ def test_dropping_the_density_ratio_would_be_seen(clustered):
 
 def corrected(inner, log_weight):
     """The second stage of delayed acceptance, for every pair: log_weight = log π / π̃."""
-    accept = acceptance(log_weight[None, :].expand(N, N), log_weight[:, None].expand(N, N))
+    accept = acceptance(log_weight[None, :].expand(N, N), log_weight[:, None].expand(N, N))  # which weighs the two ends
     matrix = (inner * accept).fill_diagonal_(0.0)
     return matrix + torch.diag(1 - matrix.sum(1))
 

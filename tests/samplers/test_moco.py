@@ -140,7 +140,7 @@ def test_bad_input_is_named():
     for options, message in [
         ({"temperature": 0}, "temperature=0"),
         ({"queue": -1}, "queue=-1"),
-        ({"momentum": 1.0}, r"momentum=1.0: expected \[0, 1\)"),
+        ({"momentum": 1.0}, "momentum=1.0: expected at least 0 and below 1"),
     ]:
         with pytest.raises(ValueError, match=message):
             Moco(N, **{"temperature": 0.2, **options})

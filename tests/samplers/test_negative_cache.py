@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 from negbank.samplers.negatives import EncodedBatch, NegativeCache
-from negbank.samplers.negatives.negative_cache import draw_exact, draw_indexed
+from negbank.samplers.negatives.gumbel import draw_exact, draw_indexed
 from negbank.train.losses import surrogate
 from scipy.stats import chisquare
 
@@ -144,10 +144,11 @@ def test_rows_never_written_are_not_drawn(data):
     assert min(p_values(indexed(snapshot).ids, pi)) > 1e-3
 
 
-def visit(made, z, rows, queries=None):
-    drawn = made.draw(rows, queries)
+def visit(made, z, rows, queries=None, step=0):
+    ticket = made.draw(rows, step=step, queries=queries)
+    drawn = ticket.further
     batch = EncodedBatch.from_views(rows, torch.cat((z[rows], z[rows], z[drawn])), drawn)
-    return batch, *made(batch)
+    return batch, *made(batch, ticket)
 
 
 def sampler(seed=0, **options):
@@ -168,9 +169,10 @@ def test_with_a_fresh_cache_the_mean_gradient_is_that_of_the_cross_entropy_over_
         assert made.cache.written.all()
     # other views than the cached ones: what is drawn is chosen by the cache, and weighs 1/n whatever its fresh score
     x = torch.nn.functional.normalize(z.double() + 0.1, dim=1).requires_grad_()
-    drawn = made.draw(ROWS)
+    ticket = made.draw(ROWS, step=0)
+    drawn = ticket.further
     batch = EncodedBatch.from_views(ROWS, torch.cat((x[ROWS], x[ROWS], x[drawn])), drawn)
-    negatives, _ = made(batch)
+    negatives, _ = made(batch, ticket)
     got = torch.autograd.grad(surrogate(batch, negatives, temperature=TEMPERATURE), x)[0]
     pi, log_partition = law(snapshot.vectors, ROWS, snapshot.exclude_self)
     anchors = x[ROWS]
@@ -187,7 +189,8 @@ def test_the_cache_takes_what_is_encoded_and_the_oldest_rows_are_refreshed():
     for step in range(1, 31):
         z = torch.nn.functional.normalize(torch.randn(2 * N, D, generator=torch.Generator().manual_seed(step)), dim=1)
         rows = (torch.arange(B) + step * B) % N
-        drawn = made.draw(rows)
+        ticket = made.draw(rows, step=step)
+        drawn = ticket.further
         oldest = written_at.clone()
         oldest[rows] = step
         order = oldest.sort().values
@@ -195,7 +198,7 @@ def test_the_cache_takes_what_is_encoded_and_the_oldest_rows_are_refreshed():
         refreshed = oldest[drawn].sort().values[:20]  # beside the draws, which may be any rows
         assert (refreshed <= order[19]).all()
         batch = EncodedBatch.from_views(rows, torch.cat((z[rows], z[rows + N], z[drawn])), drawn)
-        made(batch)
+        made(batch, ticket)
         written_at[rows], written_at[drawn] = step, step
         assert torch.equal(made.cache.written_at, written_at)
         torch.testing.assert_close(made.cache.vectors[drawn], z[drawn])
@@ -255,11 +258,10 @@ def test_bad_input_is_named(data):
         with pytest.raises(ValueError, match=message):
             sampler(**options)
     with pytest.raises(ValueError, match="queries=None"):
-        sampler(query="fresh").draw(ROWS)
+        sampler(query="fresh").draw(ROWS, step=0)
     made = sampler()
-    made.draw(ROWS)
-    with pytest.raises(RuntimeError, match="call draw"):
-        made(EncodedBatch.from_views(ROWS + 1, z[: 2 * B]))
+    with pytest.raises(ValueError, match="ticket: drawn for other rows"):
+        made(EncodedBatch.from_views(ROWS + 1, z[: 2 * B]), made.draw(ROWS, step=0))
     visit(made, z, ROWS)
     with pytest.raises(ValueError, match="cache: 200 rows in the state, 300 here"):
         NegativeCache(300, temperature=TEMPERATURE).load_state_dict(made.state_dict())

@@ -82,12 +82,12 @@ def test_the_hardest_of_every_pool_are_kept_and_no_others(rows, pool, keep, posi
     ],
 )
 def test_an_epoch_has_q_of_every_k_batches(rows, pool, keep, batches):
-    assert len(Ordered(rows, 32, pool=pool, keep=keep)) == batches
+    assert len(Ordered(rows, 32, temperature=0.1, pool=pool, keep=keep)) == batches
 
 
 def test_batches_are_harder_than_uniform_ones(clustered):
     z = clustered(4000, clusters=40)
-    sampler = Ordered(4000, 8, pool=100, keep=10, generator=seeded())
+    sampler = Ordered(4000, 8, temperature=0.1, pool=100, keep=10, generator=seeded())
     sampler.update(Snapshot.build(z, factory="exact"))
     kept = batch_losses(z, z, torch.tensor(list(sampler)), 0.1).mean()
     uniform = batch_losses(z, z, torch.randperm(4000, generator=seeded()).view(-1, 8), 0.1).mean()
@@ -107,7 +107,7 @@ def test_fresh_embeddings_take_the_place_of_the_banks(both, monkeypatch):
         return (first, second) if both else first
 
     options = {"temperature": 0.5, "pool": 5, "keep": 1}
-    fresh = Ordered(80, 4, encode=encode, generator=seeded(), **options)
+    fresh = Ordered(80, 4, score="fresh", encode=encode, generator=seeded(), **options)
     fresh.update(Snapshot.build(stale, factory="exact"))
     banked = Ordered(80, 4, generator=seeded(), **options)
     banked.update(Snapshot.build(u, positives=v.half() if both else None, factory="exact"))
@@ -118,7 +118,7 @@ def test_fresh_embeddings_take_the_place_of_the_banks(both, monkeypatch):
 
 def test_a_newer_snapshot_gives_all_rows_not_handed_out_another_chance():
     snapshots = [Snapshot.build(unit(400, 8, seed=s), factory="exact", version=s) for s in range(3)]
-    sampler = Watched(400, 4, pool=20, keep=5, generator=seeded())
+    sampler = Watched(400, 4, temperature=0.1, pool=20, keep=5, generator=seeded())
     sampler.update(snapshots[0])
     stream = iter(sampler)
     batches = [next(stream) for _ in range(7)]
@@ -135,14 +135,14 @@ def test_a_newer_snapshot_gives_all_rows_not_handed_out_another_chance():
     assert len(planned) == count == 12
     assert {tuple(batch) for batch in rest} == {tuple(batch.tolist()) for batch in planned}
     assert batch_losses(u, u, planned, 0.1).mean() > batch_losses(u, u, torch.tensor(batches[:13]), 0.1).mean()
-    other = Ordered(400, 4, pool=20, keep=5, generator=seeded(9))
+    other = Ordered(400, 4, temperature=0.1, pool=20, keep=5, generator=seeded(9))
     other.update(snapshots[2])
     other.load_state_dict(state)
     assert list(other) == rest
 
 
 def test_before_the_first_snapshot_batches_are_uniform():
-    sampler = Ordered(400, 4, pool=20, keep=5, generator=seeded())
+    sampler = Ordered(400, 4, temperature=0.1, pool=20, keep=5, generator=seeded())
     batches = list(sampler)
     assert len(batches) == 25
     assert len({row for batch in batches for row in batch}) == 100
@@ -150,7 +150,7 @@ def test_before_the_first_snapshot_batches_are_uniform():
 
 def test_rows_never_written_come_in_uniform_batches():
     written = torch.arange(400) < 200
-    sampler = Ordered(400, 4, pool=20, keep=5, generator=seeded())
+    sampler = Ordered(400, 4, temperature=0.1, pool=20, keep=5, generator=seeded())
     sampler.update(Snapshot.build(unit(400, 8), factory="exact", written=written))
     rows = torch.tensor(list(sampler)).flatten()
     assert len(rows) == rows.unique().numel() == 100
@@ -162,19 +162,20 @@ def test_rows_never_written_come_in_uniform_batches():
     [
         ({"temperature": -0.1}, "temperature=-0.1: expected a value above 0"),
         ({"keep": 41, "pool": 40}, "keep=41: expected 1..40"),
-        ({"keep": 0, "pool": 40}, "keep=0: expected 1..40"),
-        ({"pool": 0, "keep": 0}, "keep=0"),
+        ({"keep": 0, "pool": 40}, "keep=0: expected at least 1"),
+        ({"pool": 0}, "pool=0"),
+        ({"score": "fresh"}, "score='fresh': needs `encode`"),
         ({"batch_size": 51}, "batch_size=51: expected 2..50"),
     ],
 )
 def test_bad_arguments_are_named(options, message):
     with pytest.raises(ValueError, match=message):
-        Ordered(50, **{"batch_size": 8, **options})
+        Ordered(50, **{"batch_size": 8, "temperature": 0.1, **options})
 
 
 @pytest.mark.gpu
 def test_rows_may_be_on_a_gpu():
     u = unit(400, 8)
-    sampler = Ordered(400, 4, pool=20, keep=5, generator=seeded())
+    sampler = Ordered(400, 4, temperature=0.1, pool=20, keep=5, generator=seeded())
     sampler.update(Snapshot.build(u.cuda(), factory="exact"))
     assert len(torch.tensor(list(sampler)).flatten().unique()) == 100

@@ -47,9 +47,9 @@ def test_weights_are_the_softmax_over_the_other_side(clustered, name):
     left, right = clustered(N, dim=D, spread=0.6), clustered(N, dim=D, spread=0.6, seed=1)
     made = MAKE[name](torch.Generator().manual_seed(0))
     made.update(Snapshot.build(right, factory="exact"))
-    drawn = made.draw(ROWS, left[ROWS])
-    batch = EncodedBatch.from_pairs(ROWS, left[ROWS], right[ROWS], drawn, right[drawn])
-    weights = made(batch)[0].weights
+    ticket = made.draw(ROWS, step=0, queries=left[ROWS])
+    batch = EncodedBatch.from_pairs(ROWS, left[ROWS], right[ROWS], ticket.further, right[ticket.further])
+    weights = made(batch, ticket)[0].weights
     got = torch.zeros(B, N).scatter_add_(1, batch.candidate_rows.expand(B, -1), weights)
     pi = (left @ right.T / TEMPERATURE).fill_diagonal_(-torch.inf).softmax(1)[ROWS]
     assert float((got - pi).abs().sum(1).max() / 2) < 0.05
@@ -67,8 +67,8 @@ def law_of_draws(made, left, right, rows):
     """log q (rows, rows) of a sampler's index draws, asked for with the rows of the left bank."""
     made.update(Snapshot.build(right.float(), factory="exact"))
     every = torch.arange(rows)
-    _, distribution = made._index(every, made._index.queries(every, left))
-    return made._index.log_prob(distribution, every, rows).expand(rows, -1)
+    drawn = made.draw(every, step=0, queries=left).own
+    return getattr(drawn, "drawn", drawn).log_prob(every, rows).expand(rows, -1)
 
 
 @pytest.mark.parametrize("pool", [False, True])
@@ -88,9 +88,9 @@ def test_the_estimated_denominator_is_unbiased_by_enumeration(clustered, pool):
     assert float((law - own_side).abs().sum(1).max()) > 0.2
     mean = torch.zeros(rows, dtype=torch.float64)
     for drawn in range(rows):
-        made.draw(every, left)
-        made._drawn = made._drawn._replace(ids=torch.full((1 if pool else rows, 1), drawn))
-        share = made(EncodedBatch.from_pairs(every, left, right))[0].weights.sum(1)  # Ẑ / (Ẑ + exp(β s⁺))
+        ticket = made.draw(every, step=0, queries=left)
+        ticket = ticket._replace(own=ticket.own._replace(ids=torch.full((1 if pool else rows, 1), drawn)))
+        share = made(EncodedBatch.from_pairs(every, left, right), ticket)[0].weights.sum(1)  # Ẑ / (Ẑ + exp(β s⁺))
         mean += law[:, drawn] * positive * share / (1 - share)
     exact = (left @ right.T / TEMPERATURE).fill_diagonal_(-torch.inf).exp().sum(1)
     torch.testing.assert_close(mean, exact, rtol=1e-5, atol=0)
@@ -119,7 +119,8 @@ def test_the_softmax_over_the_other_side_is_stationary_by_enumeration(clustered)
 def test_the_cache_of_a_direction_holds_the_other_side(clustered):
     left, right = clustered(N, dim=D), clustered(N, dim=D, seed=1)
     made = NegativeCache(N, temperature=TEMPERATURE, query="fresh", generator=torch.Generator().manual_seed(0))
-    drawn = made.draw(ROWS, left[ROWS])
-    made(EncodedBatch.from_pairs(ROWS, left[ROWS], right[ROWS], drawn, right[drawn]))
+    ticket = made.draw(ROWS, step=0, queries=left[ROWS])
+    drawn = ticket.further
+    made(EncodedBatch.from_pairs(ROWS, left[ROWS], right[ROWS], drawn, right[drawn]), ticket)
     torch.testing.assert_close(made.cache.vectors[ROWS], right[ROWS])
     torch.testing.assert_close(made.cache.vectors[drawn], right[drawn])

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from negbank.train.cli import main
+from negbank.train.commands import main
 from negbank.train.data.sources import DownloadError
 from PIL import Image
 

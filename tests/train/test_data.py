@@ -10,15 +10,15 @@ from urllib.error import URLError
 import numpy as np
 import pytest
 import torch
-from negbank.train import build
-from negbank.train.config import parse
-from negbank.train.data.files import Files
+from negbank.train.data.contract import Data, Pairs, Splits, collate, describes, num_rows, raw, sides, subset
 from negbank.train.data.holdout import stratified
-from negbank.train.data.images import ImageArray, ImageFiles, Images
-from negbank.train.data.sources import load
+from negbank.train.data.images import Augment, Files, ImageArray, ImageData, ImageFiles, Images, sources
+from negbank.train.data.images.folder import image_folder
 from PIL import Image
 from torch import Tensor
 from torchvision import datasets
+
+from negbank.counter import Counter
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 RNG = np.random.default_rng(0)
@@ -50,7 +50,13 @@ def packed(folder: Path, zipped: bool) -> Path:
     return folder.with_suffix(".zip")
 
 
-def labels_of(images: Images) -> Tensor:
+def load(name: str, **options: Any) -> tuple[Images, Images, tuple[str, ...]]:
+    """The stores of a set, and its classes."""
+    made: Splits = (image_folder if name == "image_folder" else getattr(sources, name))(**options)
+    return made.train.images, made.test.images, made.classes
+
+
+def labels_of(images: Images | Data) -> Tensor:
     assert images.labels is not None
     return images.labels
 
@@ -130,8 +136,7 @@ def test_mnist5k_has_one_fixed_split() -> None:
     assert (len(train), len(test), train.shape) == (4000, 1000, (1, 28, 28))
     assert labels_of(test).bincount().tolist() == [100] * 10
     assert classes == tuple("0123456789")
-    again = load("mnist5k", seed=7, holdout=0.5)
-    assert torch.equal(test.read(torch.arange(1000)), again.test.read(torch.arange(1000)))
+    assert torch.equal(test.read(torch.arange(1000)), load("mnist5k")[1].read(torch.arange(1000)))
 
 
 def test_digits_are_enlarged() -> None:
@@ -139,7 +144,7 @@ def test_digits_are_enlarged() -> None:
 
     train, test, classes = load("digits")
     assert (len(train) + len(test), train.shape, len(classes)) == (1797, (1, 16, 16), 10)
-    native, bunch = load("digits", size=8).train, load_digits()
+    native, bunch = load("digits", size=8)[0], load_digits()
     kept, _ = stratified(torch.from_numpy(bunch.target), 0.2, 20200213)
     expected = torch.from_numpy(bunch.images)[kept] * 255 / 16
     assert float((native.read(torch.arange(len(kept)))[:, 0] - expected).abs().max()) <= 0.5
@@ -177,7 +182,7 @@ def test_cifar_is_read_by_torchvision(
     assert (len(train), train.shape, classes[3]) == (count, (3, 32, 32), "class3")
     assert torch.equal(test.read(torch.arange(10)), torch.from_numpy(pixels).view(10, 3, 32, 32))
     assert labels_of(test).tolist() == list(range(10))
-    assert load(name, root=tmp_path, size=16).test.shape == (3, 16, 16)
+    assert load(name, root=tmp_path, size=16)[1].shape == (3, 16, 16)
     with pytest.raises(ValueError, match=r"memory_gb=1e-06 is less than .* raise memory_gb or lower size"):
         load(name, root=tmp_path, memory_gb=1e-6)
 
@@ -227,8 +232,6 @@ def test_a_failed_download_is_one_clear_error(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(RuntimeError, match=r"(?s)root='.*' and could not be downloaded .*no network.*put the files"):
         load(name, root=tmp_path)
     assert asked
-    with pytest.raises(ValueError, match="root=None"):
-        load(name)
 
 
 @directory_and_zip
@@ -240,11 +243,11 @@ def test_class_folders_are_split_in_sorted_order(tmp_path: Path, zipped: bool, m
         (folder / hidden).parent.mkdir(parents=True, exist_ok=True)
         (folder / hidden).write_bytes(b"not an image")
     root = packed(tmp_path / "in", zipped)
-    train, test, classes = load("image_folder", root=root, memory_gb=memory_gb, seed=1)
+    train, test, classes = load("image_folder", root=root, memory_gb=memory_gb, size=None)
     assert isinstance(train, ImageFiles if memory_gb < 1 else ImageArray)
     assert (len(train), len(test), train.shape, classes) == (16, 4, (3, 12, 12), ("cat", "dog"))
     assert labels_of(test).tolist() == [0, 0, 1, 1]
-    kept, _ = stratified(torch.tensor([0] * 10 + [1] * 10), 0.2, seed=1)
+    kept, _ = stratified(torch.tensor([0] * 10 + [1] * 10), 0.2, seed=0)
     for index, row in enumerate(kept.tolist()):
         path = folder / ("cat" if row < 10 else "dog") / f"{row % 10}.png"
         expected = torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1)
@@ -256,7 +259,7 @@ def test_train_and_test_folders_are_the_splits(tmp_path: Path, held_out: str) ->
     write_classes(tmp_path / "train", count=3, channels=1)
     write_classes(tmp_path / held_out, count=2, channels=1, classes=("dog",))
     write_image(tmp_path / "train" / "dog" / "nested" / "more.PNG", channels=1)
-    train, test, classes = load("image_folder", root=tmp_path)
+    train, test, classes = load("image_folder", root=tmp_path, size=None)
     assert labels_of(train).tolist() == [0, 0, 0, 1, 1, 1, 1]
     assert (labels_of(test).tolist(), test.shape, classes) == ([1, 1], (1, 12, 12), ("cat", "dog"))
     write_image(tmp_path / held_out / "emu" / "0.png")
@@ -267,9 +270,9 @@ def test_train_and_test_folders_are_the_splits(tmp_path: Path, held_out: str) ->
 def test_formats_and_mixed_sizes(tmp_path: Path) -> None:
     for index, name in enumerate(("0.jpg", "1.JPEG", "2.png", "3.bmp", "nested/4.webp")):
         write_image(tmp_path / "only" / name, 300 + index)
-    train, test, classes = load("image_folder", root=tmp_path)
+    train, test, classes = load("image_folder", root=tmp_path, size=None)
     assert (len(train), len(test), train.shape, classes) == (4, 1, (3, 224, 224), ("only",))
-    assert load("image_folder", root=tmp_path, size=20).train.shape == (3, 20, 20)
+    assert load("image_folder", root=tmp_path, size=20)[0].shape == (3, 20, 20)
 
 
 @pytest.mark.parametrize("memory_gb", [4.0, 1e-7])
@@ -315,8 +318,6 @@ def test_class_folder_without_images(tmp_path: Path, zipped: bool) -> None:
 def test_bad_roots(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"root='.*missing' does not exist; give"):
         load("image_folder", root=tmp_path / "missing")
-    with pytest.raises(ValueError, match="root=None, but image_folder needs"):
-        load("image_folder")
     with pytest.raises(ValueError, match="holds no images; expected"):
         load("image_folder", root=tmp_path)
     write_classes(tmp_path / "single", count=1)
@@ -342,27 +343,112 @@ def test_a_damaged_zip_member_is_named(tmp_path: Path) -> None:
 
 
 def test_bad_arguments_are_named() -> None:
-    with pytest.raises(ValueError, match=r"name='cifar-10' is not a known data set; did you mean 'cifar10'\?"):
-        load("cifar-10")
-    with pytest.raises(ValueError, match="size must be a positive number of pixels, got 0"):
-        load("digits", size=0)
-    with pytest.raises(ValueError, match=r"memory_gb must be positive, got 0\.0"):
-        load("digits", memory_gb=0.0)
+    for bad, message in (
+        ({"size": 0}, "size=0: expected at least 8"),
+        ({"memory_gb": 0.0}, r"memory_gb=0\.0: expected a value above 0"),
+        ({"holdout": 1.0}, r"holdout=1\.0: expected .* at most 0\.9"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            image_folder("images", **bad)
 
 
-def test_a_subset_of_the_training_rows_is_the_same_for_every_run():
-    whole, first, again = (build.load_data(parse(config)[0]) for config in (RUN, RUN | SUBSET, RUN | SUBSET))
-    assert len(first.train) == 300
+@pytest.fixture(scope="module")
+def splits() -> Splits:
+    return sources.digits()
+
+
+def seeds(count: int, seed: int = 0) -> Tensor:
+    return Counter.of(seed).seeds(count)
+
+
+def test_a_view_depends_on_row_and_seed_alone(splits: Splits) -> None:
+    data = splits.train
+    rows = torch.tensor([5, 9, 5, 700, 9, 5])
+    views = data.read(rows, seeds(6))
+    assert views.shape == (6, 1, 16, 16)
+    assert (views.dtype, views.is_contiguous(memory_format=torch.channels_last)) == (torch.float32, True)
+    for part in torch.randperm(6, generator=torch.Generator().manual_seed(0)).split(2):
+        assert torch.equal(data.read(rows[part], seeds(6)[part]), views[part])
+    assert not torch.equal(views[0], views[2])
+    assert torch.equal(data.read(rows[:0], seeds(0)), views[:0])
+    plain = data.read(rows, None)
+    assert torch.equal(plain, data.augment.plain(data.images.read(rows)))
+    assert torch.equal(plain[0], plain[2])
+
+
+def test_each_distinct_row_is_decoded_once(tmp_path: Path) -> None:
+    write_classes(tmp_path, channels=3, side=16)
+    files = Files(tmp_path)
+    opened: list[str] = []
+    files.open = lambda name, inner=files.open: opened.append(name) or inner(name)  # type: ignore[method-assign]
+    data = ImageData(ImageFiles(files, files.names, size=16), Augment(channels=3, size=16))
+    views = data.read(torch.tensor([3, 1, 3, 1]), seeds(4))
+    assert sorted(opened) == [files.names[1], files.names[3]]
+    assert torch.equal(views[2:3], data.read(torch.tensor([3]), seeds(4)[2:3]))
+    assert data.describes == {"channels": 3}
+
+
+@directory_and_zip
+def test_files_travel_to_another_process(tmp_path: Path, zipped: bool) -> None:
+    write_classes(tmp_path / "in", side=16)
+    data = image_folder(packed(tmp_path / "in", zipped), size=16, memory_gb=1e-7).train
+    rows = torch.tensor([0, 3, 2])
+    here, there = data.read(rows, seeds(3)), pickle.loads(pickle.dumps(data)).read(rows, seeds(3))
+    assert torch.equal(here, there)
+
+
+def test_raw_pixels_are_shrunk() -> None:
+    pixels = torch.randint(0, 256, (3, 1, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    data = ImageData(ImageArray(pixels), Augment(channels=1, size=64))
+    expected = pixels.float().view(3, 32, 2, 32, 2).mean((2, 4)).flatten(1)
+    torch.testing.assert_close(data.raw(torch.arange(3)), expected)
+    small = ImageData(ImageArray(pixels[..., :16, :16]), Augment(channels=1, size=16))
+    assert torch.equal(small.raw(torch.tensor([2])), pixels[2:, :, :16, :16].float().flatten(1))
+
+
+def test_augment_is_made_of_what_the_images_are() -> None:
+    made = sources.digits(augment=lambda **known: Augment(**known, flip=1.0))
+    assert (made.train.augment.flip, made.train.augment.size) == (1.0, 16)
+    assert sources.digits(size=24).train.augment.scale == (0.5, 1.0)  # digits, for grey images
+
+
+def test_a_subset_of_the_training_rows_is_the_same_for_every_run(splits: Splits) -> None:
+    first, again = subset(splits, 300), subset(splits, 300)
+    assert subset(splits) is splits
+    assert (len(first.train), first.test) == (300, splits.test)
     rows = torch.tensor([0, 7, 299])
-    assert torch.equal(first.train.read(rows), again.train.read(rows))
-    assert first.train.shape == whole.train.shape
-    found = (whole.train.read(torch.arange(len(whole.train))) == first.train.read(rows)[:, None]).flatten(2).all(2)
-    assert found.any(1).all()
-    at = found.int().argmax(1)
-    assert torch.equal(first.train.labels[rows], whole.train.labels[at])
-    with pytest.raises(ValueError, match=r"data\.rows=99999"):
-        build.load_data(parse(RUN | {"data": {"type": "digits", "rows": 99_999}})[0])
+    assert torch.equal(first.train.read(rows, seeds(3)), again.train.read(rows, seeds(3)))
+    chosen = torch.randperm(len(splits.train), generator=torch.Generator().manual_seed(0))[:300].sort().values
+    assert torch.equal(first.train.read(rows, None), splits.train.read(chosen[rows], None))
+    assert torch.equal(labels_of(first.train), labels_of(splits.train)[chosen])
+    assert torch.equal(raw(first.train, rows), raw(splits.train, chosen[rows]))
+    assert describes(first.train) == {"channels": 1}
+    with pytest.raises(ValueError, match=r"data\.rows=99999: the data has 1438 training rows"):
+        subset(splits, 99_999)
 
 
-RUN = {"data": {"type": "digits"}, "run": {"steps": 2}}
-SUBSET = {"data": {"type": "digits", "rows": 300}}
+class Ragged:
+    """Data of another kind: lists of numbers, without what not all data has."""
+
+    labels = None
+
+    def __len__(self) -> int:
+        return 10
+
+    def read(self, rows: Tensor, seeds: Tensor | None) -> list[list[int]]:
+        return [[row] * row for row in rows.tolist()]
+
+    def collate(self, parts: list[list[list[int]]]) -> list[list[int]]:
+        return [each for part in parts for each in part]
+
+
+def test_a_subset_of_pairs_and_of_ragged_data() -> None:
+    pairs = Pairs(Ragged(), Ragged(), torch.arange(10) % 3)
+    some = subset(Splits(pairs), 4).train
+    assert (num_rows(some), num_rows(pairs), len(sides(some))) == (4, 10, 2)
+    rows = some.left.rows
+    assert some.right.read(torch.tensor([1]), None) == [[int(rows[1])] * int(rows[1])]
+    assert torch.equal(some.groups, (torch.arange(10) % 3)[rows])
+    assert collate(some.left, [[[1]], [[2], [3]]]) == [[1], [2], [3]]
+    assert (describes(some.left), raw(some.left, torch.arange(2)), some.left.labels) == ({}, None, None)
+    assert torch.equal(collate(ImageData, [torch.zeros(1), torch.ones(2)]), torch.tensor([0.0, 1.0, 1.0]))

@@ -1,17 +1,20 @@
 """Encoders: shapes, unit norm, independence of rows under group norm, resolution of the stems."""
 
+import functools
+
 import pytest
 import torch
-from negbank.train.encoders import ENCODERS, ConvNet, Embedder, Projector, resnet18, resnet50
+from negbank.train.encoders import ConvNet, Embedder, Perceptron, Projector, convnet, mlp, resnet18, resnet50
 from torch import Tensor, nn
 
+ENCODERS = {"convnet": convnet, "resnet18": resnet18, "resnet50": resnet50}
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
 
 def embedder(name: str, norm: str, dim: int = 16) -> Embedder:
     torch.manual_seed(0)
-    backbone = ENCODERS[name](channels=1, norm=norm)
-    return Embedder(backbone, Projector(backbone.features, 32, dim, norm="none" if norm == "group" else norm))
+    head = functools.partial(Projector, hidden=32, dim=dim, norm="none" if norm == "group" else norm)
+    return ENCODERS[name](channels=1, norm=norm, projector=head)
 
 
 def images(count: int, channels: int = 1, size: int = 16) -> Tensor:
@@ -32,9 +35,9 @@ def test_shapes_and_unit_norm(name: str, norm: str) -> None:
 
 
 def test_resnet50_features() -> None:
-    assert resnet50(channels=1).features == 2048
+    assert resnet50(channels=1).backbone.features == 2048
     with torch.no_grad():
-        assert resnet50(channels=1, norm="group")(images(1, size=16)).shape == (1, 2048)
+        assert resnet50(channels=1, norm="group").backbone(images(1, size=16)).shape == (1, 2048)
 
 
 @pytest.mark.parametrize(("channels", "size"), [(1, 28), (3, 32), (3, 33), (1, 8)])
@@ -81,7 +84,7 @@ def test_group_norm_leaves_no_batch_statistics(name: str) -> None:
 
 @pytest.mark.parametrize(("small_images", "side"), [(True, 32), (False, 8)])
 def test_stem_resolution(small_images: bool, side: int) -> None:
-    net = resnet18(channels=3, small_images=small_images)
+    net = resnet18(channels=3, small_images=small_images).backbone
     maps = net.maxpool(net.relu(net.bn1(net.conv1(images(2, 3, 32)))))
     assert maps.shape == (2, 64, side, side)
 
@@ -100,14 +103,39 @@ def test_projector_depth(layers: int, linear: int) -> None:
     assert projector(torch.randn(5, 8)).shape == (5, 4)
 
 
+def test_weights_are_drawn_backbone_first():
+    """Of a seed the same weights as when the two are made one after the other."""
+    torch.manual_seed(5)
+    made = resnet18(channels=1)
+    torch.manual_seed(5)
+    backbone = ConvNet(channels=1)
+    by_hand = Embedder(backbone, Projector(256, 256, 128))
+    torch.manual_seed(5)
+    assert all(map(torch.equal, convnet(channels=1).state_dict().values(), by_hand.state_dict().values()))
+    assert made.projector.layers[0].weight.shape == (2048, 512)
+
+
+@pytest.mark.parametrize("norm", ["batch", "layer", "none"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int32])
+def test_mlp_takes_tensors_of_any_shape(norm: str, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model = mlp(shape=(3, 4), hidden=24, layers=3, norm=norm)
+    inputs = (torch.randn(5, 3, 4, generator=torch.Generator().manual_seed(1)) * 5).to(dtype)
+    assert model.backbone(inputs).shape == (5, 24)
+    torch.testing.assert_close(model(inputs).norm(dim=1), torch.ones(5))
+    assert sum(isinstance(module, nn.Linear) for module in model.backbone.modules()) == 3
+    torch.testing.assert_close(model.eval()(inputs[:2]), model(inputs)[:2])
+    assert Perceptron(12, 8, 1, "none")(inputs).min() >= 0
+
+
 def test_errors_name_argument_and_value() -> None:
-    with pytest.raises(ValueError, match="norm='layer'"):
-        ConvNet(norm="layer")
+    with pytest.raises(ValueError, match="norm='layer': expected one of batch, group, none"):
+        convnet(channels=1, norm="layer")
     with pytest.raises(ValueError, match="groups of 16 channels, but a layer has 24"):
         ConvNet(width=24, norm="group")
-    with pytest.raises(ValueError, match=r"norm='none'.*'batch' or 'group'"):
-        resnet18(norm="none")
+    with pytest.raises(ValueError, match=r"norm='none': expected one of batch, group$"):
+        resnet18(channels=1, norm="none")
     with pytest.raises(ValueError, match="norm='group'"):
         Projector(8, 8, 8, norm="group")
-    with pytest.raises(ValueError, match="layers=0"):
+    with pytest.raises(ValueError, match="layers=0: expected at least 1"):
         Projector(8, 8, 8, layers=0)

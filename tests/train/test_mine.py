@@ -12,7 +12,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from negbank.train.cli import main
+from negbank.train.commands import main
 from negbank.train.embed import fingerprint
 from negbank.train.mine import EXAMPLES
 
@@ -278,17 +278,13 @@ def test_bad_input_ends_with_one_message(arrays, tmp_path, capsys, encoder, argu
 
 
 def test_help_has_three_worked_examples_that_parse(capsys):
-    from negbank.train.cli import parser
+    from negbank.train.commands import parser
 
     with pytest.raises(SystemExit):
         main(["mine", "--help"])
     assert EXAMPLES in capsys.readouterr().out
     assert all(f"  {n}. " in EXAMPLES for n in (1, 2, 3))
-    joined = (
-        EXAMPLES.replace("\\\n", " ")
-        .replace("torchrun --nproc-per-node 2 -m negbank.train.cli", "negbank")
-        .splitlines()
-    )
+    joined = EXAMPLES.replace("\\\n", " ").replace("torchrun --nproc-per-node 2 -m negbank", "negbank").splitlines()
     commands = [line.strip() for line in joined if line.strip().startswith("negbank ")]
     assert len(commands) == 4
     for command in commands:
@@ -306,11 +302,11 @@ def test_torchrun_writes_what_one_process_writes(arrays, tmp_path):
         "--nproc-per-node",
         "2",
         "-m",
-        "negbank.train.cli",
+        "negbank",
     ]
     subprocess.run([*run_, *command, "--out", "two"], cwd=tmp_path, env=environment, check=True, timeout=120)
     subprocess.run(
-        [sys.executable, "-m", "negbank.train.cli", *command, "--out", "one"],
+        [sys.executable, "-m", "negbank", *command, "--out", "one"],
         cwd=tmp_path,
         env=environment,
         check=True,

@@ -34,10 +34,10 @@ CONFIG = {
 DRIVER = """
 import os, signal, sys
 import torch
-from negbank.train import checkpoint, cli, trainer
+from negbank.train import checkpoint, commands, trainer
 kill = lambda: os.kill(os.getpid(), signal.SIGKILL)
 {sabotage}
-sys.exit(cli.main(sys.argv[1:]))
+sys.exit(commands.main(sys.argv[1:]))
 """
 STEP = """
 step = trainer.Trainer.step

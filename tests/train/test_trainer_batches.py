@@ -81,7 +81,7 @@ def test_fresh_scores_are_counted_as_encodings():
     for trainer in (bank, fresh):
         trainer.refresh()
         steps(trainer, 3)
-    assert bank.encodings == 3 * 64
+    assert bank.encodings == len(bank.images) + 3 * 64  # the first refresh, in full mode, and the steps
     assert fresh.encodings > bank.encodings + 8 * 32
 
 

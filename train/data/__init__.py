@@ -1,1 +1,1 @@
-"""Images as uint8 tensors (:mod:`.images`, :mod:`.sources`) and their batched random views (:mod:`.augment`)."""
+"""Data that can be contrasted: rows → inputs (:mod:`.contract`), read ahead of the step (:mod:`.ahead`)."""

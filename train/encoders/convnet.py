@@ -9,9 +9,16 @@ accuracy is 0.959 with the one and 0.922 with the other. On a CPU run it in
 bfloat16 autocast with `.to(memory_format=torch.channels_last)`.
 """
 
+from __future__ import annotations
+
+from typing import Literal
+
 import torch.nn.functional as F
+from negbank.train.encoders.embedder import Embedder, Head
 from negbank.train.encoders.norm import norm2d
 from torch import Tensor, nn
+
+from negbank.bounds import Annotated, Ge, Section, checked
 
 
 class ConvNet(nn.Module):
@@ -20,14 +27,16 @@ class ConvNet(nn.Module):
     Args:
         channels: of the images.
         width: w, channels of the first layer; a multiple of 16 for norm "group".
-        norm: "batch", "group" or "none"; see `negbank.train.encoders.norm` for which.
         features: F, the output width; a multiple of 16 for norm "group".
+        norm: see `negbank.train.encoders.norm` for which.
 
     Raises:
         ValueError: for an unknown norm, or widths that do not divide into groups.
     """
 
-    def __init__(self, channels: int = 1, width: int = 32, norm: str = "batch", features: int = 256) -> None:
+    def __init__(
+        self, channels: int = 1, width: int = 32, features: int = 256, norm: Literal["batch", "group", "none"] = "batch"
+    ) -> None:
         super().__init__()
         self.features = features
         layers: list[nn.Module] = []
@@ -43,3 +52,24 @@ class ConvNet(nn.Module):
         """Features (B, features), in the dtype of the convolutions."""
         maps: Tensor = self.layers(images)
         return F.adaptive_max_pool2d(maps, 1).flatten(1)
+
+
+@checked
+def convnet(
+    *,
+    channels: int,
+    width: Annotated[int, Ge(4)] = 32,
+    features: Annotated[int, Ge(8)] = 256,
+    norm: Literal["batch", "group", "none"] = "batch",
+    projector: Annotated[Head | None, Section("projector", "mlp")] = None,
+) -> Embedder:
+    """A small convolutional network, quick enough for a CPU.
+
+    Args:
+        channels: of the images.
+        width: channels of the first layer; a multiple of 16 for norm group.
+        features: width of the features that are evaluated; a multiple of 16 for norm group.
+        norm: norm layers; group has no batch statistics.
+        projector: from features to embeddings.
+    """
+    return Embedder.on(ConvNet(channels, width, features, norm), projector)

@@ -1,6 +1,13 @@
 """Projection head g(h) = W₂ ReLU(norm(W₁ h)), or deeper (Chen et al. 2020, SimCLR, arXiv:2002.05709, sec. 2.1)."""
 
+from __future__ import annotations
+
+import itertools
+from typing import Literal
+
 from torch import Tensor, nn
+
+from negbank.bounds import Annotated, Count, Ge, checked
 
 
 class Projector(nn.Module):
@@ -8,32 +15,40 @@ class Projector(nn.Module):
 
     Args:
         features: input width.
-        hidden: width of the layers between.
-        dim: output width D.
-        layers: number of linear layers, at least 1. The last has neither norm nor bias.
-        norm: "batch", or "none" for when rows are encoded in several passes (see `negbank.train.encoders.norm`).
+        hidden: width of the projector's hidden layers.
+        dim: width of an embedding, D.
+        layers: linear layers of the projector; the last has neither norm nor bias.
+        norm: norm of the projector's hidden layers; none for when rows are encoded in several passes.
 
     Raises:
         ValueError: for an unknown norm or less than one layer.
     """
 
-    def __init__(self, features: int, hidden: int, dim: int, layers: int = 2, norm: str = "batch") -> None:
-        if norm not in ("batch", "none"):
-            raise ValueError(f"norm={norm!r} is unknown: choose 'batch' or 'none'")
-        if layers < 1:
-            raise ValueError(f"layers={layers} leaves nothing to project with: choose at least 1")
+    @checked
+    def __init__(
+        self,
+        features: int,
+        hidden: Count = 256,
+        dim: Annotated[int, Ge(2)] = 128,
+        layers: Count = 2,
+        norm: Literal["batch", "none"] = "batch",
+    ) -> None:
         super().__init__()
         widths = [features] + [hidden] * (layers - 1)
-        modules: list[nn.Module] = []
-        for inputs in widths[:-1]:
-            modules.append(nn.Linear(inputs, hidden, bias=norm == "none"))
-            if norm == "batch":
-                modules.append(nn.BatchNorm1d(hidden))
-            modules.append(nn.ReLU(inplace=True))
-        modules.append(nn.Linear(widths[-1], dim, bias=False))
-        self.layers = nn.Sequential(*modules)
+        self.layers = nn.Sequential(*hidden_layers(widths, norm), nn.Linear(widths[-1], dim, bias=False))
 
     def forward(self, features: Tensor) -> Tensor:
         """Projections (B, dim)."""
         projected: Tensor = self.layers(features)
         return projected
+
+
+def hidden_layers(widths: list[int], norm: str) -> list[nn.Module]:
+    """Linear layers of given widths, each followed by its norm, "batch", "layer" or "none", and ReLU."""
+    made: list[nn.Module] = []
+    for inputs, outputs in itertools.pairwise(widths):
+        made.append(nn.Linear(inputs, outputs, bias=norm == "none"))
+        if norm != "none":
+            made.append(nn.BatchNorm1d(outputs) if norm == "batch" else nn.LayerNorm(outputs))
+        made.append(nn.ReLU(inplace=True))
+    return made

@@ -4,12 +4,18 @@ For images of about 32x32 the stem is one 3x3 convolution of stride 1 without ma
 appendix B.9), where the original 7x7 of stride 2 with pooling would leave 8x8 positions to the first block.
 """
 
-from functools import partial
+from __future__ import annotations
 
+from functools import partial
+from typing import Literal
+
+from negbank.train.encoders.embedder import Embedder, Head
 from negbank.train.encoders.norm import norm2d
 from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.models.resnet import ResNet as TorchvisionResNet
+
+from negbank.bounds import Annotated, Section, checked
 
 
 class ResNet(TorchvisionResNet):
@@ -21,16 +27,11 @@ class ResNet(TorchvisionResNet):
         channels: of the images, usually 1 or 3.
         small_images: 3x3 stem at full resolution, in place of the stem of stride 4.
         norm: "batch" or "group"; see `negbank.train.encoders.norm` for which.
-
-    Raises:
-        ValueError: for an unknown norm.
     """
 
     def __init__(
         self, block: type[BasicBlock | Bottleneck], layers: list[int], channels: int, small_images: bool, norm: str
     ) -> None:
-        if norm not in ("batch", "group"):
-            raise ValueError(f"norm={norm!r} is unknown: choose 'batch' or 'group'")
         super().__init__(block, layers, num_classes=1, norm_layer=partial(norm2d, norm))
         self.features = 512 * block.expansion
         self.fc = nn.Identity()
@@ -42,11 +43,39 @@ class ResNet(TorchvisionResNet):
         nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
 
 
-def resnet18(channels: int = 3, small_images: bool = True, norm: str = "batch") -> ResNet:
-    """ResNet-18 with 512 features; arguments and errors as of `ResNet`."""
-    return ResNet(BasicBlock, [2, 2, 2, 2], channels, small_images, norm)
+@checked
+def resnet18(
+    *,
+    channels: int,
+    small_images: bool = True,
+    norm: Literal["batch", "group"] = "batch",
+    projector: Annotated[Head | None, Section("projector", "mlp", hidden=2048)] = None,
+) -> Embedder:
+    """ResNet-18, untrained, with 512 features.
+
+    Args:
+        channels: of the images.
+        small_images: 3×3 stem without max-pool, for images up to about 96 pixels.
+        norm: norm layers; group has no batch statistics.
+        projector: from features to embeddings.
+    """
+    return Embedder.on(ResNet(BasicBlock, [2, 2, 2, 2], channels, small_images, norm), projector, hidden=2048)
 
 
-def resnet50(channels: int = 3, small_images: bool = True, norm: str = "batch") -> ResNet:
-    """ResNet-50 with 2048 features; arguments and errors as of `ResNet`."""
-    return ResNet(Bottleneck, [3, 4, 6, 3], channels, small_images, norm)
+@checked
+def resnet50(
+    *,
+    channels: int,
+    small_images: bool = True,
+    norm: Literal["batch", "group"] = "batch",
+    projector: Annotated[Head | None, Section("projector", "mlp", hidden=2048)] = None,
+) -> Embedder:
+    """ResNet-50, untrained, with 2048 features.
+
+    Args:
+        channels: of the images.
+        small_images: 3×3 stem without max-pool, for images up to about 96 pixels.
+        norm: norm layers; group has no batch statistics.
+        projector: from features to embeddings.
+    """
+    return Embedder.on(ResNet(Bottleneck, [3, 4, 6, 3], channels, small_images, norm), projector, hidden=2048)

@@ -1,0 +1,1 @@
+"""A sampler of your own: one file, and one line in pyproject.toml."""

@@ -1,0 +1,111 @@
+"""The exact gradient against autograd of the textbook loss, and a run that is left as it was."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+from negbank.train.build import build
+from negbank.train.config import ConfigError, parse
+from negbank.train.run import start
+from negbank.train.studies.gradient_error import _views, errors, exact_gradient, gradient_error
+from torch import nn
+
+RUN = {
+    "data": {"type": "digits", "rows": 40},
+    "encoder": {"width": 8, "features": 16, "projector": {"hidden": 16, "dim": 8}},
+    "batches": {"batch_size": 8},
+    "refresh": {"every": 2, "unit": "steps"},
+    "eval": {"every": 100, "max_rows": 30, "global_rows": 20, "knn_k": 5},
+    "run": {"steps": 6, "log_every": 1, "precision": "float32"},
+}
+METHODS = {
+    "in_batch": {},
+    "sogclr": {},
+    "moco": {"queue": 24},
+    "negative_cache": {"refresh": 0.1},
+    "importance": {"draws": 4, "proposal": {"type": "nearest", "k": 4}},
+    "emc2": {"draws": 2, "proposal": {"type": "nearest", "k": 4, "adapt": True}},
+}
+
+
+def trainer(steps=3, **sections):
+    found = build(parse({**RUN, **sections})[0]).trainer
+    for _ in range(steps):
+        found.refresh()
+        found.step()
+    return found
+
+
+def test_the_exact_gradient_is_that_of_the_textbook_loss():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(12, 5)
+
+        def forward(self, x):
+            return nn.functional.normalize(self.layer(x.flatten(1)), dim=1)
+
+    torch.manual_seed(0)
+    net, views, total = Net(), torch.randn(2, 7, 3, 2, 2), 0.0
+    z = net(views.flatten(0, 1)).unflatten(0, (2, 7))
+    for v in range(2):
+        for i in range(7):
+            others = torch.stack([z[u, j] for u in range(2) for j in range(7) if j != i])
+            total = total - z[v, i] @ z[1 - v, i] / 0.3 + (others @ z[v, i] / 0.3).exp().mean().log()
+    expected = torch.cat([g.flatten() for g in torch.autograd.grad(total / 14, list(net.parameters()))])
+    assert torch.allclose(exact_gradient(net, views, temperature=0.3), expected, atol=1e-6)
+
+
+def test_full_batches_of_all_negatives_have_no_error_and_small_ones_do():
+    """γ = 1 over the full batch is ∇F; with the positive in the denominator, as SimCLR has it, it is not quite."""
+    batches = {"batch_size": 40}
+    whole = gradient_error(trainer(batches=batches, negatives={"type": "sogclr", "gamma": 1.0}), draws=2)
+    assert whole["error"] < 1e-3
+    assert whole["cosine"] == pytest.approx(1, abs=1e-4)
+    small = gradient_error(trainer(negatives={"type": "sogclr", "gamma": 1.0}), draws=2)
+    assert small["error"] > 0.1
+
+
+def test_bias_and_spread_are_told_apart():
+    generator = torch.Generator().manual_seed(0)
+    exact = torch.full((50,), 2.0)
+    found = errors(1.5 * exact + 3 * torch.randn(4000, 50, generator=generator), exact)
+    assert found["bias"] == pytest.approx(0.5, abs=0.03)
+    assert found["spread"] == pytest.approx(3 * math.sqrt(50) / float(exact.norm()), rel=0.03)
+    assert found["error"] ** 2 == pytest.approx(found["bias"] ** 2 + found["spread"] ** 2, rel=1e-3)
+    none = errors(exact + 3 * torch.randn(100, 50, generator=generator), exact)
+    assert none["bias"] < none["noise"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_run_goes_on_as_without_it(method, tmp_path):
+    def logged(name, **sections):
+        negatives = {"type": method, **METHODS[method]}
+        config, _ = parse(
+            {**RUN, "negatives": negatives, "run": {**RUN["run"], "dir": str(tmp_path / name)}, **sections}
+        )
+        summary = start(config)
+        rows = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        return [row for row in rows if row["event"] != "gradient"], len(rows), summary["encodings"]
+
+    rows, count, encodings = logged("without")
+    measured, more, same = logged("with", gradient_error={"steps": [1, 3, 6], "draws": 2})
+    assert rows == measured
+    assert more == count + 3
+    assert encodings == same
+
+
+def test_views_are_fixed():
+    found = trainer(steps=0, negatives={"type": "in_batch"})
+    views = _views(found)
+    assert views.shape[:2] == (2, 40)
+    assert torch.equal(views, _views(found))
+    assert not torch.equal(views[0], views[1])
+
+
+def test_steps_beyond_the_run_are_refused():
+    with pytest.raises(ConfigError, match=r"gradient_error\.steps: \[7\] of run\.steps=6"):
+        parse({**RUN, "gradient_error": {"steps": [7]}})

@@ -1,0 +1,192 @@
+"""Reading ahead cannot be seen: rows, views and checkpoints are those of reading in the step."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from negbank.samplers.batches import ProSampler, Uniform
+from negbank.train.data.ahead import Ahead
+from negbank.train.data.contract import Data
+from negbank.train.data.images import Augment, Files, ImageArray, ImageData, ImageFiles
+from PIL import Image
+from torch import Tensor
+
+from negbank import EmbeddingBank, Refresher
+from negbank.counter import Counter
+
+N, B, STEPS = 40, 8, 14
+WORKERS = [0, 1, 2]
+CPU = torch.device("cpu")
+
+
+def pixels(seed: int = 0, side: int = 12) -> Tensor:
+    return torch.randint(0, 256, (N, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+
+
+def images() -> Data:
+    return ImageData(ImageArray(pixels()), Augment(channels=3, size=12))
+
+
+def files(folder: Path) -> Data:
+    for row, image in enumerate(pixels(1)):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{row:02}.png")
+    found = Files(folder)
+    return ImageData(ImageFiles(found, found.names, size=12), Augment(channels=3, size=12))
+
+
+def seeds(step: int, tower: int, slots: Tensor) -> Tensor:
+    return Counter.of(3).at("views", step, tower).seeds(slots)
+
+
+def prosampler() -> ProSampler:
+    return ProSampler(N, B, candidates=20, neighbors=8, generator=torch.Generator().manual_seed(1))
+
+
+def made(data: list[Data], batches: Any = None, *, workers: int = 0, views: int = 2, piece: int | None = None) -> Ahead:
+    batches = prosampler() if batches is None else batches
+    return Ahead(data, batches, seeds=seeds, views=views, piece=piece, workers=workers, device=CPU)
+
+
+class Steps:
+    """A run without an encoder: rows are their own embeddings, and move a little at every step."""
+
+    def __init__(self, ahead: Ahead, every: int) -> None:
+        self.ahead, self.bank = ahead, EmbeddingBank(N, 6)
+        rows = torch.randn(N, 6, generator=torch.Generator().manual_seed(2))
+        self.bank.write(torch.arange(N), rows, step=0)
+        self.refresher = Refresher(self.bank, every=every, mode="rolling", probe_rows=8)
+
+    def __call__(self, first: int, last: int, fetch: Any = None) -> list[Any]:
+        found = []
+        for step in range(first, last):
+            report = self.refresher.step(step)
+            if report is not None and report.swapped:
+                self.ahead.update(self.refresher.snapshot)
+            rows, inputs = self.ahead.next(step)
+            noise = torch.randn(B, 6, generator=Counter.of(step).generator())
+            self.bank.write(rows, self.bank.read(rows) + 0.3 * noise, step=step + 1)
+            found.append((rows, [torch.cat(list(pieces)) for pieces in inputs]))
+        return found
+
+
+def same(left: list[Any], right: list[Any]) -> bool:
+    return all(
+        torch.equal(a, b) and len(x) == len(y) and all(map(torch.equal, x, y)) for (a, x), (b, y) in zip(left, right)
+    ) and len(left) == len(right)
+
+
+def equal_states(left: dict[str, Any], right: dict[str, Any]) -> bool:
+    return all(torch.equal(v, right[k]) if isinstance(v, Tensor) else v == right[k] for k, v in left.items())
+
+
+@pytest.mark.parametrize("every", [1, 3, 5])
+def test_workers_change_nothing(tmp_path: Path, every: int) -> None:
+    """With snapshots at every step, within an epoch of five batches and across."""
+    data = [images(), files(tmp_path)]
+    state = torch.get_rng_state()
+    expected, ends = None, []
+    for workers in WORKERS:
+        ahead = made(data, workers=workers)
+        found = Steps(ahead, every)(0, STEPS)
+        expected = expected or found
+        assert same(found, expected)
+        ends.append(ahead.state_dict())
+        ahead.close()
+    assert equal_states(ends[0], ends[1])
+    assert equal_states(ends[0], ends[2])
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_inputs_are_all_first_views_then_all_second_ones(tmp_path: Path) -> None:
+    data = [images(), files(tmp_path)]
+    rows, inputs = made(data, Uniform(N, B)).next(7)
+    for tower, ((found,), each) in enumerate(zip(inputs, data)):
+        assert torch.equal(found, each.read(torch.cat((rows, rows)), seeds(7, tower, torch.arange(2 * B))))
+    assert made(data, Uniform(N, B), views=1).next(0).inputs[0][0].shape == (B, 3, 12, 12)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_pieces_are_the_whole(workers: int) -> None:
+    whole = made([images()], Uniform(N, B, generator=torch.Generator().manual_seed(0))).next(0)
+    for piece in (1, 5, 100):
+        ahead = made([images()], Uniform(N, B, generator=torch.Generator().manual_seed(0)), workers=workers, piece=piece)
+        rows, (parts,) = ahead.next(0)
+        assert torch.equal(rows, whole.rows)
+        assert [len(part) for part in parts] == [piece] * (16 // piece) + [16 % piece] * (16 % piece > 0)
+        assert torch.equal(torch.cat(parts), whole.inputs[0][0])
+        ahead.close()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("stop", [1, 4, 5, 9])
+def test_a_run_resumed_with_other_workers_goes_on_alike(stop: int, workers: int) -> None:
+    """Stopped in the middle and at the end of an epoch."""
+    data = [images()]
+    whole = Steps(made(data), 4)(0, STEPS)
+    before = Steps(made(data, workers=2 - workers), 4)
+    begun = before(0, stop)
+    after = Steps(made(data, workers=workers), 4)
+    after.bank.load_state_dict(before.bank.state_dict())
+    snapshot = before.refresher.snapshot
+    after.refresher.load_state_dict(before.refresher.state_dict(), snapshot)
+    after.ahead.update(snapshot)
+    after.ahead.load_state_dict(before.ahead.state_dict())
+    assert same(begun + after(stop, STEPS), whole)
+    before.ahead.close()
+    after.ahead.close()
+
+
+def test_uniform_batches_are_read_ahead_across_epochs() -> None:
+    """Their plan waits for no snapshot, so that workers need not wait at the end of an epoch."""
+    batches = Uniform(N, B, generator=torch.Generator().manual_seed(0))
+    batches.reads_snapshot = False  # type: ignore[misc]
+    ahead = made([images()], batches, workers=2)
+    epochs = []
+    for step in range(12):
+        ahead.next(step)
+        epochs.append(batches._epoch)
+    assert epochs[2:] == [(step + 1 + 4) // 5 if (step + 1 + 4) % 5 else (step + 1 + 4) // 5 - 1 for step in range(2, 12)]
+    ahead.close()
+
+
+def test_drawn_rows_are_read_at_once() -> None:
+    data = images()
+    ahead = made([data, data], piece=3)
+    rows, mine = torch.tensor([4, 4, 9, 1, 0]), torch.arange(5)
+    parts = ahead.read(1, rows, mine)
+    assert [len(part) for part in parts] == [3, 2]
+    assert torch.equal(torch.cat(parts), data.read(rows, mine))
+    assert ahead.read(0, rows[:0], mine[:0])[0].shape == (0, 3, 12, 12)
+
+
+def test_a_file_that_cannot_be_read_is_named_by_the_step_that_needs_it(tmp_path: Path) -> None:
+    data = files(tmp_path)
+    ahead = made([data], Uniform(N, N), workers=1, views=1)
+    (tmp_path / "03.png").write_bytes(b"text")
+    with pytest.raises(ValueError, match=r"^1 unreadable file.*'03\.png'.*Repair or remove these files$"):
+        ahead.next(0)
+    ahead.close()
+
+
+def test_a_worker_that_dies_is_one_clear_error() -> None:
+    ahead = made([images()], workers=1)
+    ahead.next(0)
+    assert ahead._loader is not None
+    ahead._loader._iterator._workers[0].kill()  # type: ignore[union-attr]
+    with pytest.raises(RuntimeError, match=r"^(data\.workers=1: a worker died \()?DataLoader worker .*"):
+        for step in range(1, 9):
+            ahead.next(step)
+            time.sleep(0.1)
+    ahead._loader = None
+
+
+def test_data_that_cannot_be_sent_is_named() -> None:
+    data = images()
+    data.augment = lambda images, seeds: images  # type: ignore[attr-defined]
+    ahead = made([data], workers=1)
+    with pytest.raises(ValueError, match=r"^data\.workers=1: the data cannot be sent to another process .*workers=0$"):
+        ahead.next(0)

@@ -1,0 +1,110 @@
+"""A configuration: YAML and `key=value` overrides, held to the signatures of what it names, all mistakes at once.
+
+    read (overrides.py) → one mapping → pydantic models made from signatures (schema.py) → checks across sections
+
+Nothing here imports torch. OmegaConf reads YAML, resolves interpolations within the file, and merges overrides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from pydantic import ValidationError
+
+from negbank.train import registry
+from negbank.train.config.checks import impossible
+from negbank.train.config.overrides import changes, merge, plain, read, switch_length, switch_types
+from negbank.train.config.problems import ConfigError, lines, suggest
+from negbank.train.config.schema import root as root_model
+
+__all__ = ["ConfigError", "load", "merge", "parse", "root_model", "root_of", "suggest", "switch_types", "to_dict"]
+Config = Any
+"""A model of `root_model`: sections as attributes, such as config.negatives.type."""
+
+
+def load(path: str | Path, overrides: Sequence[str] = (), *, root: str = "train") -> tuple[Config, list[str]]:
+    """Read a YAML file, apply `key=value` overrides, check everything.
+
+    Args:
+        path: the file.
+        overrides: changes to it.
+        root: the command whose file it is: "train", "ablate" or "compare".
+
+    Returns:
+        The configuration, and notes on what an override dropped.
+
+    Raises:
+        ConfigError: with every problem found, each naming its key and what to do.
+    """
+    return parse(read(path), overrides, root=root, source=str(path))
+
+
+def parse(
+    data: Any, overrides: Sequence[str] = (), *, root: str = "train", source: str = "configuration"
+) -> tuple[Config, list[str]]:
+    """`load` for a mapping that is read already."""
+    problems: list[str] = []
+    notes: list[str] = []
+    data = plain({} if data is None else data, problems)
+    over = changes(overrides, problems)
+    if not isinstance(data, dict):
+        raise ConfigError(source, [f"expected sections as a mapping, found {type(data).__name__}"])
+    if (other := _root(data, root)) != root:
+        problems.append(f"these are keys of `negbank {other}`, not of `negbank {root}`")
+    if root == "train":
+        switch_types(data, over, notes)
+        switch_length(data, over, notes)
+    elif isinstance(data.get("base"), dict) and isinstance(over, dict):
+        switch_types(data["base"], over.get("base"), notes, below="base.")
+    config, found = check(merge(data, over), root)
+    if problems + found:
+        raise ConfigError(source, problems + found)
+    return config, notes
+
+
+def check(data: Mapping[str, Any], root: str) -> tuple[Config, list[str]]:
+    """The configuration of a mapping and what is wrong with it; None where something is."""
+    top = root_model(root)
+    problems: dict[str, str] = {}
+    try:
+        config = top.model_validate(data)
+    except ValidationError as error:
+        config = None
+        problems = lines(error.errors(include_url=False), top)
+    whole = dict(config) if config is not None else _sound(data, top, problems)
+    across = impossible(whole) if root == "train" else registry.target_check(root)(whole)
+    return config, [*problems.values(), *across]
+
+
+def _sound(data: Mapping[str, Any], top: Any, problems: Mapping[str, str]) -> dict[str, Any]:
+    """The sections that nothing is wrong with."""
+    broken = {where.split(".")[0].split("[")[0] for where in problems}
+    kept = {key: value for key, value in data.items() if key in top.model_fields and key not in broken}
+    missing = [key for key, field in top.model_fields.items() if field.is_required() and key not in kept]
+    return {} if missing else {k: v for k, v in top.model_validate(kept) if k not in broken}
+
+
+def root_of(path: str | Path) -> str:
+    """Which command's a YAML file is: the one that knows most of its keys, `train` where others know no more.
+
+    Raises:
+        ConfigError: when it cannot be read.
+    """
+    data = read(path)
+    return _root(OmegaConf.to_container(data, resolve=False) if OmegaConf.is_config(data) else data, "train")
+
+
+def _root(data: Any, default: str) -> str:
+    """The root that knows most of a mapping's keys; `default` where others know no more."""
+    names = {root: set(root_model(root).model_fields) for root in ("train", *registry.ROOTS)}
+    known = {root: sum(key in names[root] for key in data) if isinstance(data, dict) else 0 for root in names}
+    return max(known, key=lambda root: (known[root], root == default))
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """The resolved configuration as plain values, complete: what the folder of its results keeps."""
+    found: dict[str, Any] = config.model_dump(mode="json")
+    return found

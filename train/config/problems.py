@@ -1,0 +1,85 @@
+"""All that is wrong with a configuration, one line a mistake: the key, the value, what is expected."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from negbank.train import registry
+from negbank.train.config.schema import at
+from negbank.train.config.sections import Options
+
+
+class ConfigError(ValueError):
+    """All that is wrong with a configuration, one line a problem."""
+
+    def __init__(self, source: str, problems: Sequence[str]) -> None:
+        super().__init__(f"{source}: {len(problems)} problem(s)\n" + "\n".join(f"  {p}" for p in problems))
+        self.problems = list(problems)
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """'; did you mean x?' for the known name nearest to `name`, else the names there are."""
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(known)}"
+
+
+BOUNDS = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
+
+
+def lines(errors: Iterable[Mapping[str, Any]], root: type[Options]) -> dict[str, str]:
+    """Place → problem, the first of each place, of pydantic's errors of the model `root`."""
+    found: dict[str, str] = {}
+    for error in errors:
+        parts = [p for p in error["loc"] if not str(p).startswith("<")]
+        where = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in parts).removeprefix(".")
+        if error["type"] == "type":
+            where, text = f"{where}.type", _unknown(error, root)
+        else:
+            text = _text(error, root)
+        while where.endswith((".int", ".float")):  # a branch of a union
+            where = where.rpartition(".")[0]
+        found.setdefault(where, f"{where}: {text}")
+    return found
+
+
+def _unknown(error: Mapping[str, Any], root: type[Options]) -> str:
+    _, kind = at(root, error["loc"])
+    name = error["input"].get("type")
+    return f"{name!r} is unknown{suggest(str(name), [*registry.names(kind), *registry.ALIASES.get(kind, {})])}"
+
+
+def _text(error: Mapping[str, Any], root: type[Options]) -> str:
+    kind, value, context = error["type"], error["input"], error.get("ctx", {})
+    if kind == "extra_forbidden":
+        found, _ = at(root, error["loc"][:-1])
+        return f"no such key{suggest(str(error['loc'][-1]), found.model_fields if found else ())}"
+    if kind == "missing":
+        return f"is needed: {_help(error, root)}"
+    if kind in ("mapping", "model_type", "model_attributes_type", "dict_type"):
+        return f"expected a mapping of options, found {value!r}"
+    if kind == "literal_error":
+        return f"{value!r}, expected one of {context['expected'].replace(chr(39), '').replace(' or ', ', ')}"
+    if kind == "kind" or kind.endswith(("_type", "_parsing")):
+        word = error["msg"] if kind == "kind" else kind.rpartition("_")[0].removesuffix("_from")
+        return f"{value!r} is no {word.replace('string', 'text')}; {_help(error, root)}"
+    for name, words in BOUNDS.items():
+        if name in context:
+            bound = context[name]
+            return f"{value!r}, expected {words} {int(bound) if isinstance(bound, float) and bound % 1 == 0 else bound}"
+    if kind == "value_error":
+        return f"{value!r}: {context['error']}"
+    return f"{value!r}: {error['msg']}; {_help(error, root)}"
+
+
+def _help(error: Mapping[str, Any], root: type[Options]) -> str:
+    """The help of the innermost key on the way to an error."""
+    place = list(error["loc"])
+    while place:
+        found, _ = at(root, place[:-1])
+        if found is not None and place[-1] in found.model_fields:
+            return found.model_fields[place[-1]].description or ""
+        place.pop()
+    return ""

@@ -1,0 +1,150 @@
+"""Images in class folders, in a directory or a zip archive.
+
+Layouts, each optionally below wrapper folders that hold nothing else::
+
+    <class>/**/<image>                        a seeded, stratified share is held out
+    train/<class>/**/<image>, test/<class>/** the test folder is the held-out split; val/ where there is no test/
+
+Rows are in sorted path order within each split. With train/ and test/ present, other top folders are not read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import PurePosixPath
+from typing import BinaryIO
+
+import torch
+from negbank.train.data.contract import Splits
+from negbank.train.data.holdout import stratified
+from negbank.train.data.images.augment import Augment
+from negbank.train.data.images.data import image_splits
+from negbank.train.data.images.files import Files
+from negbank.train.data.images.store import ImageArray, ImageFiles, Images, check_mode
+from PIL import Image
+
+from negbank.bounds import Annotated, Ge, Gt, Le, Positive, Section, checked
+
+HOLDOUT_SEED = 0
+SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
+MIXED_SIZES_DEFAULT = 224  # the usual ImageNet crop
+_DECODE_ROWS = 4096
+_LAYOUT = "expected <class>/<image> or train/<class>/<image> with test/<class>/<image> (.jpg, .png, .bmp or .webp)"
+
+Samples = list[tuple[str, str]]  # (path, class)
+
+
+@checked
+def image_folder(
+    root: str,
+    *,
+    size: Annotated[int, Ge(8)] | None = 64,
+    memory_gb: Positive = 4.0,
+    holdout: Annotated[float, Gt(0), Le(0.9)] = 0.2,
+    augment: Annotated[Callable[..., Augment] | None, Section("augment", "views")] = None,
+) -> Splits:
+    """Class folders of images, as a directory or a zip; with train/ and test/ on top, or held out at random.
+
+    The header of every file is checked first; where all decoded images fit in ``memory_gb`` they are then decoded in
+    full, and otherwise at each read. Images are greyscale if every file is, else RGB.
+
+    Args:
+        root: the directory or the .zip file.
+        size: images are scaled and centre-cropped to this side in pixels; None: the shorter side of the images if all
+            agree, otherwise 224.
+        memory_gb: decoded images are kept in memory up to this many GiB.
+        holdout: share held out of each class where there is no test/ folder, the same for every run.
+        augment: the random views.
+
+    Raises:
+        FileNotFoundError: ``root`` does not exist.
+        ValueError: a corrupt archive, no class folders, a class folder without images, a test class that is not a
+            training class, nothing to hold out, or unreadable image files, which are named.
+    """
+    files = Files(root)
+    train, test, classes = _layout(files)
+    index = {name: label for label, name in enumerate(classes)}
+    if not test:
+        labels = torch.tensor([index[name] for _, name in train])
+        kept, held = stratified(labels, holdout, HOLDOUT_SEED)
+        if not len(held):
+            raise ValueError(
+                f"root={str(root)!r} has one image a class, so none can be held out; add images or a test/"
+            )
+        train, test = [train[row] for row in kept.tolist()], [train[row] for row in held.tolist()]
+
+    headers = files.map(_header, [path for path, _ in train + test])
+    channels = 1 if all(mode in ("1", "L", "LA") for _, mode in headers) else 3
+    if size is None:
+        sides = {side for side, _ in headers}
+        size = sides.pop() if len(sides) == 1 else MIXED_SIZES_DEFAULT
+    in_memory = len(headers) * channels * size * size <= memory_gb * 2**30
+
+    def store(samples: Samples) -> Images:
+        labels = torch.tensor([index[name] for _, name in samples], dtype=torch.int64)
+        images = ImageFiles(files, [path for path, _ in samples], labels, size=size, channels=channels)
+        return _decoded(images) if in_memory else images
+
+    return image_splits(store(train), store(test), classes, augment)
+
+
+def _layout(files: Files) -> tuple[Samples, Samples, tuple[str, ...]]:
+    """Find (train, test, classes); ``test`` is empty where the layout has no held-out folder."""
+    paths = [PurePosixPath(name) for name in files.names if name.lower().endswith(SUFFIXES)]
+    if not paths:
+        raise ValueError(f"root={str(files.root)!r} holds no images; {_LAYOUT}")
+    folders = [PurePosixPath(name) for name in sorted(files.folders)]
+    base = PurePosixPath(".")
+    while True:
+        tops = [folder.name for folder in folders if folder.parent == base]
+        test = next((name for name in ("test", "val") if name in tops), None)
+        if "train" in tops and test is not None:
+            train_samples, classes = _class_folders(files, paths, folders, base / "train")
+            test_samples, test_classes = _class_folders(files, paths, folders, base / test)
+            if unknown := sorted(set(test_classes) - set(classes)):
+                raise ValueError(
+                    f"root={str(files.root)!r}: {test}/ has classes {unknown} that train/ lacks; {_LAYOUT}"
+                )
+            return train_samples, test_samples, classes
+        if "train" in tops and len(tops) > 1 and any(folder.parent == base / "train" for folder in folders):
+            raise ValueError(f"root={str(files.root)!r} has train/ but neither test/ nor val/ beside it; {_LAYOUT}")
+        wrapper = base / tops[0] if len(tops) == 1 else None
+        if wrapper is None or any(wrapper not in path.parent.parents for path in paths):
+            samples, classes = _class_folders(files, paths, folders, base)
+            return samples, [], classes
+        base = wrapper
+
+
+def _class_folders(
+    files: Files, paths: Sequence[PurePosixPath], folders: Sequence[PurePosixPath], base: PurePosixPath
+) -> tuple[Samples, tuple[str, ...]]:
+    depth = len(base.parts)
+    samples = [
+        (str(path), path.parts[depth]) for path in paths if base in path.parents and len(path.parts) >= depth + 2
+    ]
+    where = "" if base == PurePosixPath(".") else f" under {str(base)!r}"
+    if not samples:
+        raise ValueError(f"root={str(files.root)!r} has images but no class folders{where}; {_LAYOUT}")
+    classes = tuple(sorted({name for _, name in samples}))
+    if empty := [folder.name for folder in folders if folder.parent == base and folder.name not in classes]:
+        raise ValueError(
+            f"root={str(files.root)!r}: class folder {empty[0]!r}{where} holds no images; add some or remove it"
+        )
+    return samples, classes
+
+
+def _header(file: BinaryIO) -> tuple[int, str]:
+    """(shorter side in pixels, PIL mode) of an encoded image whose structure has been checked."""
+    with Image.open(file) as image:
+        side, mode = min(image.size), image.mode
+        check_mode(mode)
+        image.draft("L", (1, 1))  # of a JPEG decode an eighth of the resolution: enough to find it cut short
+        image.load()
+    return side, mode
+
+
+def _decoded(images: ImageFiles) -> ImageArray:
+    pixels = torch.empty(len(images), *images.shape, dtype=torch.uint8)
+    for rows in torch.arange(len(images)).split(_DECODE_ROWS):
+        pixels[rows[0] : rows[-1] + 1] = images.read(rows)
+    return ImageArray(pixels, images.labels)

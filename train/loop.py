@@ -1,0 +1,224 @@
+"""The loop over a run's steps, with its logs, checkpoints, signals, and hooks.
+
+refresh → step → hooks → evaluation → checkpoint
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from negbank import files
+from negbank.train import checkpoint, report
+from negbank.train.build import Assembly
+from negbank.train.config import to_dict
+from negbank.train.config.differences import differences
+from negbank.train.hooks import Running
+
+CONFIG, METRICS, CHECKPOINTS = "config.yaml", "metrics.jsonl", "checkpoints"
+
+
+class RunError(RuntimeError):
+    """A run that cannot start or go on, with the remedy."""
+
+
+class Stopped(Exception):
+    """The run was asked to stop by a signal and has checkpointed."""
+
+    def __init__(self, number: int, step: int) -> None:
+        super().__init__(f"{signal.Signals(number).name}: stopped at step {step}, checkpoint written")
+        self.exit_code = 128 + number
+
+
+class Loop:
+    """The loop over steps, with its logs."""
+
+    def __init__(self, folder: Path, assembly: Assembly) -> None:
+        self.folder, self.assembly, self.trainer = folder, assembly, assembly.trainer
+        self.kept: dict[str, float] = {}  # measured once, before the first step
+        self.seconds = 0.0
+        self._hooks: dict[str, Any] = {}  # their states, for after they have begun
+        self._asked: int | None = None
+        self._done = False
+
+    def run(self) -> dict[str, Any]:
+        options, trainer, total = self.assembly.config.run, self.trainer, self.assembly.steps
+        started = time.perf_counter() - self.seconds
+        self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=trainer.step_number + 1)
+        with (
+            closing(self._board),
+            (self.folder / METRICS).open("a") as self._metrics,
+            self._signals(),
+            tqdm(
+                total=total,
+                initial=trainer.step_number,
+                unit="step",
+                dynamic_ncols=True,
+                mininterval=0.2 if sys.stderr.isatty() else 10,
+            ) as bar,
+        ):
+            running = Running(trainer, self.assembly.inference, self.assembly.splits, self.folder, total, self.assembly.config.run.seed, self._log)
+            for name, hook in self.assembly.hooks.items():
+                hook.begin(running)
+                if name in self._hooks:
+                    hook.load_state_dict(self._hooks[name])
+                trainer.watchers.append(hook.metrics)
+            if trainer.step_number == 0:
+                self.kept = self.assembly.evaluation.baseline()
+                self._evaluate("untrained_")
+                self._refresh()
+            while trainer.step_number < total:
+                metrics = trainer.step()
+                step = trainer.step_number
+                bar.update()
+                if step % options.log_every == 0 or step == total:
+                    self._log(report.STEP, {**metrics, "encodings": trainer.encodings})
+                    self._board.add_scalar("speed/steps_per_second", bar.format_dict["rate"] or 0.0, step)
+                    bar.set_postfix(_postfix(metrics), refresh=False)
+                with self._named():
+                    for hook in self.assembly.hooks.values():
+                        hook.after(step)
+                if step < total:
+                    self._refresh()
+                if step % self.assembly.config.eval.every == 0 and step < total:
+                    self._evaluate()
+                self.seconds = time.perf_counter() - started
+                if self._asked is not None:
+                    self._checkpoint()
+                    raise Stopped(self._asked, step)
+                if step % options.checkpoint_every == 0 or step == total:
+                    self._checkpoint()
+            self._done = True
+            final = self.assembly.evaluation.full()
+            self._log(report.EVALUATION, {**final, "encodings": trainer.encodings})
+        self.seconds = time.perf_counter() - started
+        return self._finish(final)
+
+    def restore(self) -> int | None:
+        """Take up the newest checkpoint; the bytes of metrics.jsonl it knew, or None when there is none."""
+        found = checkpoint.load(self.folder / CHECKPOINTS, device=self.assembly.device)
+        if found is None:
+            return None
+        state, snapshots = found
+        differ = differences(to_dict(self.assembly.config), state["config"], "in the checkpoint")
+        if differ:
+            raise RunError(
+                f"{self.folder}: its checkpoint is of another configuration ({differ}); put {CONFIG} back or start anew"
+            )
+        self.trainer.load_state_dict(state["trainer"], snapshots)
+        self._hooks = state["hooks"]
+        self.kept, self.seconds = state["kept"], state["seconds"]
+        return int(state["metrics_bytes"])
+
+    def _refresh(self) -> None:
+        with self._named():
+            found = self.trainer.refresh()
+        for tower, done in found:
+            self._log(report.REFRESH, done._asdict() | ({"tower": tower.name} if tower.name else {}))
+            if done.version == 0 and tower.refresher is not None and tower.refresher.snapshot is not None:
+                tqdm.write(f"index{' of ' * bool(tower.name)}{tower.name}: {tower.refresher.snapshot.index.report}")
+
+    def _evaluate(self, prefix: str = "") -> None:
+        with self._named():
+            found = self.assembly.evaluation.quick()
+        if prefix:
+            self.kept |= {prefix + name: found[name] for name in report.UNTRAINED if name in found}
+        self._log(report.EVALUATION, {**found, "encodings": self.trainer.encodings})
+        shown = ", ".join(f"{name} {value:.4f}" for name, value in found.items())
+        tqdm.write(f"step {self.trainer.step_number}: {shown}")
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """A ValueError of a refresh or an evaluation, such as an embedding that is not finite, gets its step."""
+        try:
+            yield
+        except ValueError as error:
+            raise RunError(f"step {self.trainer.step_number}: {error}") from error
+
+    def _log(self, event: str, values: dict[str, Any]) -> None:
+        row = {
+            "event": event,
+            **{k: v if _finite(v) else None for k, v in values.items()},
+            "step": self.trainer.step_number,
+        }
+        self._metrics.write(json.dumps(row, allow_nan=False) + "\n")
+        for key, value in values.items():
+            if isinstance(value, int | float) and _finite(value):
+                self._board.add_scalar(f"{event}/{key}", value, self.trainer.step_number)
+
+    def _checkpoint(self) -> None:
+        try:
+            self._metrics.flush()
+            os.fsync(self._metrics.fileno())
+        except OSError as error:
+            raise RunError(f"{self.folder / METRICS}: not written ({error}); free some space, then resume") from error
+        self._board.flush()
+        state = {
+            "config": to_dict(self.assembly.config),
+            "trainer": self.trainer.state_dict(),
+            "hooks": {name: hook.state_dict() for name, hook in self.assembly.hooks.items()},
+            "kept": self.kept,
+            "seconds": self.seconds,
+            "metrics_bytes": self._metrics.tell(),
+        }
+        checkpoint.save(self.folder / CHECKPOINTS, state, self.trainer.snapshots())
+
+    def _finish(self, final: dict[str, float]) -> dict[str, Any]:
+        summary = {
+            **final,
+            **self.kept,
+            "steps": self.trainer.step_number,
+            "encodings": self.trainer.encodings,
+            "seconds": round(self.seconds, 2),
+            "seconds_by_phase": {k: round(v, 3) for k, v in self.trainer.seconds.items()},
+            "device": str(self.assembly.device),
+            "precision": self.assembly.precision,
+        }
+        for hook in self.assembly.hooks.values():
+            summary |= hook.finish()
+        report.draw_summary(report.read_metrics(self.folder / METRICS), summary, self.folder / "summary.png")
+        files.write(self.folder / "summary.json", json.dumps(summary, indent=1) + "\n")
+        return summary
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """SIGTERM and SIGINT ask for a checkpoint at the next step boundary; a second SIGINT stops at once."""
+
+        def ask(number: int, frame: FrameType | None) -> None:
+            if self._asked is not None and number == signal.SIGINT:
+                raise KeyboardInterrupt
+            self._asked = number
+            if self._done:  # in the last evaluation: the last checkpoint is written
+                raise Stopped(number, self.trainer.step_number)
+
+        try:
+            before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+        except ValueError:  # not the main thread, which alone may handle signals: the caller's handlers stay
+            yield
+            return
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _finite(value: Any) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+def _postfix(metrics: dict[str, float]) -> dict[str, str]:
+    shown = {"loss": "loss", "acceptance_in_batch": "acc batch", "acceptance_index": "acc index"}
+    return {name: f"{metrics[key]:.3f}" for key, name in shown.items() if key in metrics}

@@ -1,0 +1,207 @@
+"""The table that a comparison prints, and report.html: what was found, the figure, every table, every setting."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from negbank.train.studies import page
+from negbank.train.studies.compare.results import ACCURACIES, HOLDERS, PAIRED, PHASES
+from negbank.train.studies.compare.trials import TUNING
+from negbank.train.studies.page import image, meanings, table
+from negbank.train.studies.rows import Row, distinct
+
+Format = Callable[[float], str]
+SHARE, SIGNED, PLAIN, RATE, COUNT = (f"{{:{spec}}}".format for spec in (".4f", "+.4f", ".4g", "g", ",.0f"))
+
+
+def _thousands(value: float) -> str:
+    return f"{value / 1e3:,.1f} k"
+
+
+def _megabytes(value: float) -> str:
+    return f"{value / 1e6:.3g} MB"
+
+
+COLUMNS: dict[str, tuple[str, Format, str]] = {
+    "knn_accuracy": ("kNN", SHARE, "Accuracy of the weighted kNN of frozen features on held-out images."),
+    PAIRED: (
+        "kNN − reference",
+        SIGNED,
+        "kNN accuracy less that of the reference with the same seed and budget, over the seeds that both have.",
+    ),
+    "linear_probe_accuracy": ("linear probe", SHARE, "Accuracy of a linear classifier on frozen features."),
+    "view_retrieval_at_1": ("retrieval@1", SHARE, "How often a view's nearest is the other view of its row."),
+    "global_loss": (
+        "global loss",
+        PLAIN,
+        "The contrastive loss over many rows at the method's own temperature: compare it at equal temperatures only.",
+    ),
+    "loss": ("last loss", PLAIN, "InfoNCE in the batch at the last step, at the method's own temperature."),
+    "steps": ("steps", COUNT, "Optimiser steps."),
+    "encodings": (
+        "encodings",
+        _thousands,
+        "Encoder forward passes of single images in training, with or without gradient: views, drawn rows, keys of a "
+        "momentum encoder, cached rows, refreshes.",
+    ),
+    "ms_step": ("ms a step", PLAIN, "Wall time of a step without evaluation. Comparable only with jobs = 1."),
+    "extra_bytes": (
+        "memory",
+        _megabytes,
+        "What is kept between steps beyond encoder, optimiser and images: bank, snapshot with its index, momentum "
+        "encoder, queue, cache, averages, chains. SimCLR keeps nothing.",
+    ),
+}
+"""Every column's name, format and meaning, in the order of the tables."""
+COUNTED = ("steps", "encodings", "extra_bytes")
+"""Columns whose deviation is shown only where it is worth a look."""
+
+
+def text_table(averages: Sequence[Row]) -> str:
+    """Mean ± standard deviation over seeds, a line a method and budget."""
+    shown = ("knn_accuracy", "linear_probe_accuracy", "global_loss", "steps", "encodings", "ms_step", "extra_bytes")
+    lines = [("budget", "method", "lr", "n", *(COLUMNS[name][0] for name in shown))]
+    for row in averages:
+        entries = (_spread(row, name) for name in shown)
+        lines.append((row["budget"], row["method"], _known(row["lr"], RATE), _runs_of(row), *entries))
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    return "\n".join("  ".join(f"{entry:<{width}}" for entry, width in zip(line, widths)).rstrip() for line in lines)
+
+
+def write(
+    folder: Path,
+    found: Sequence[Row],
+    averages: Sequence[Row],
+    gradients: Sequence[Row],
+    settings: Mapping[str, Any],
+) -> None:
+    """report.html of the rows of results.csv, summary.csv and gradient.csv, with the figure that lies in the folder."""
+    lost = [
+        f"{row['method']}, {row['budget']}, lr {row['lr']:g}, seed {row['seed']}" for row in found if row["diverged"]
+    ]
+    parts = [
+        *(f'<p class="answer">{escape(line)}</p>' for line in answers(averages)),
+        *(f"<p>{escape(line)}</p>" for line in edges(found, averages)),
+        f"<p>Diverged, and in no mean: {escape('; '.join(lost))}.</p>" if lost else "",
+        image(folder / "accuracy.png", "accuracy against encoder forward passes"),
+        *(part for budget in distinct(averages, "budget") for part in _budget(averages, budget)),
+        *_tuning(found),
+        *_gradients(gradients),
+        "<h2>Where a step's time goes, in ms</h2>",
+        _split(averages, "ms_step", [f"ms_{phase}" for phase in PHASES], PHASES, PLAIN),
+        "<h2>Memory beyond encoder, optimiser and images</h2>",
+        _split(averages, "extra_bytes", [f"bytes_{holder}" for holder in HOLDERS], HOLDERS, _megabytes),
+        "<h2>Every run</h2>",
+        _runs(found),
+        meanings({key: (title, text) for key, (title, _, text) in COLUMNS.items()}, "the CSV files"),
+        page.settings(settings),
+    ]
+    page.write(folder / "report.html", "Comparison of methods", parts)
+
+
+def answers(averages: Sequence[Row]) -> list[str]:
+    """The method of the highest mean accuracies of each budget, in a sentence, with how far the next one is."""
+    lines = []
+    for budget in distinct(averages, "budget"):
+        here = [row for row in averages if row["budget"] == budget and row["count"]]
+        parts = []
+        for name in ACCURACIES:
+            order = sorted((row for row in here if row[name] >= 0), key=lambda row: -row[name])
+            held = ", ".join(f"{row['method']} {_spread(row, name)}" for row in order[:2])
+            parts += [f"{COLUMNS[name][0]} {held}"] if order else []
+        if parts:
+            lines.append(f"At equal {budget}, the two highest of {len(here)} means ± sd: {'; '.join(parts)}.")
+    return lines
+
+
+def edges(found: Sequence[Row], averages: Sequence[Row]) -> list[str]:
+    """A line that names the methods whose learning rate is the least or the greatest of those tried, if there are."""
+    rates = distinct([row for row in found if row["budget"] == TUNING], "lr")
+    at = {row["method"]: row["lr"] for row in averages if len(rates) > 1 and row["lr"] in (min(rates), max(rates))}
+    named = ", ".join(f"{method} {lr:g}" for method, lr in at.items())
+    return [f"At the edge of the learning rates tried, so that others may be better: {named}."] if at else []
+
+
+def _budget(averages: Sequence[Row], budget: str) -> list[str]:
+    here = [row for row in averages if row["budget"] == budget]
+    body = [
+        (escape(row["method"]), _known(row["lr"], RATE), _runs_of(row), *(_spread(row, name) for name in COLUMNS))
+        for row in here
+    ]
+    heads = ("method", "lr", "runs", *(title for title, _, _ in COLUMNS.values()))
+    return [f"<h2>At equal {budget}</h2>", "<p>Mean ± standard deviation over seeds.</p>", table(heads, body)]
+
+
+def _tuning(found: Sequence[Row]) -> list[str]:
+    """kNN accuracy of every tuning run, a column a learning rate."""
+    here = [row for row in found if row["budget"] == TUNING]
+    if not here:
+        return []
+    rates = sorted(set(distinct(here, "lr")))
+    at = {(row["method"], row["lr"]): row["knn_accuracy"] for row in here}
+    body = [
+        (escape(method), *(_known(at.get((method, lr), math.nan), SHARE) for lr in rates))
+        for method in distinct(here, "method")
+    ]
+    return [
+        "<h2>Choice of the learning rate</h2>",
+        f"<p>kNN accuracy at equal steps with seed {here[0]['seed']}, which is in no other table. Each method has the "
+        f"rate of its highest. The same held-out images judge the methods in the tables above: the choice flatters "
+        f"each of them alike, by one choice of {len(rates)}.</p>",
+        table(("method", *(f"lr {lr:g}" for lr in rates)), body),
+    ]
+
+
+def _gradients(measured: Sequence[Row]) -> list[str]:
+    """A line a method and step."""
+    if not measured:
+        return []
+    names = [name for name in measured[0] if name not in ("method", "seed", "step")]
+    body = [(escape(r["method"]), str(r["step"]), *(_known(r[name], PLAIN) for name in names)) for r in measured]
+    return [
+        "<h2>Error of the gradient</h2>",
+        "<p>The gradient of one batch against the exact one of the global loss at the method's own temperature, over "
+        f"the encoder's parameters and in units of the exact one's norm; first seed, {measured[0]['seed']}. A bias "
+        "below the noise is not told from none. A method that descends another loss has a bias for that.</p>",
+        table(("method", "step", *names), body),
+    ]
+
+
+def _split(averages: Sequence[Row], whole: str, keys: Sequence[str], names: Sequence[str], form: Format) -> str:
+    body = [
+        (escape(row["method"]), row["budget"], *(_known(row[key], form) for key in (whole, *keys))) for row in averages
+    ]
+    return table(("method", "budget", "all", *(name.replace("_", " ") for name in names)), body)
+
+
+def _runs(found: Sequence[Row]) -> str:
+    columns = {name: column for name, column in COLUMNS.items() if name != PAIRED}
+    heads = ("method", "budget", "lr", "seed", *(title for title, _, _ in columns.values()))
+    body = [
+        (escape(row["method"]), row["budget"], f"{row['lr']:g}", str(row["seed"]),
+         *(_known(row[name], form) for name, (_, form, _) in columns.items()))
+        for row in found
+    ]  # fmt: skip
+    return f"<details><summary>{len(body)} runs</summary>{table(heads, body)}</details>"
+
+
+def _spread(row: Row, name: str) -> str:
+    """Mean ± standard deviation; the mean alone of one run, and of counts where all agree within a thousandth."""
+    form, spread = COLUMNS[name][1], row[f"{name}_sd"]
+    mean = _known(row[name], form)
+    if math.isnan(spread) or (name in COUNTED and spread <= abs(row[name]) / 1000):
+        return mean
+    return f"{mean} ± {form(spread).removeprefix('+')}"
+
+
+def _runs_of(row: Row) -> str:
+    """How many runs are in a mean, and how many are in none."""
+    return f"{row['count']}, {row['diverged']} diverged" if row["diverged"] else str(row["count"])
+
+
+def _known(value: float, form: Format) -> str:
+    return "–" if math.isnan(value) else form(value)

@@ -1,0 +1,196 @@
+"""A comparison from beginning to end: learning rates, equal steps, equal encodings, with tables after every run."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import signal
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from types import FrameType
+
+import yaml
+from negbank.train.build import build, choose_device, load_data
+from negbank.train.config import ConfigError, method_configs, to_dict
+from negbank.train.options import Comparison, Config
+from negbank.train.studies.compare import report
+from negbank.train.studies.compare.figures import draw_accuracy
+from negbank.train.studies.compare.processes import CompareError, diverged, execute, finished, prepare
+from negbank.train.studies.compare.results import curve, gradients, rows, summarise
+from negbank.train.studies.compare.trials import ENCODINGS, STEPS, Curve, Plan, Trial
+from negbank.train.studies.rows import write_csv
+
+from negbank import files
+
+
+def from_config(comparison: Comparison) -> str:
+    """Run a comparison into the folder `comparison.out`, or go on with it; the table of what it found.
+
+    Everything is drawn from the folders of its runs: called for one that has finished, it writes the results anew.
+
+    Raises:
+        ConfigError: for a method's configuration, or what of it does not fit the data, before anything runs.
+        CompareError: for a run of another configuration in a trial's folder, or one that fails.
+    """
+    configs = method_configs(comparison)
+    work = _Work(comparison, configs)
+    with _stopped_by_sigterm():
+        work.run()
+    found = rows(work.trials)
+    averages = summarise(found, work.plan.reference)
+    return "\n".join((report.text_table(averages), *report.edges(found, averages)))
+
+
+class _Work:
+    """The trials so far known, and how many more there will be at most."""
+
+    def __init__(self, comparison: Comparison, configs: Mapping[str, Config]) -> None:
+        self.comparison, self.configs, self.folder = comparison, configs, Path(comparison.out)
+        self.plan, self.checked = Plan(comparison, configs), False
+        self.trials: list[Trial] = []
+        self.left = 0  # trials that are not known yet
+        self.started, self.executed = time.perf_counter(), 0
+
+    def run(self) -> None:
+        plan, seeds = self.plan, self.comparison.seeds
+        equal_steps, equal_encodings = (name in self.comparison.equal for name in (STEPS, ENCODINGS))
+        tuning = plan.tuning()
+        self._expect(len(self.configs), equal_steps, equal_encodings)
+        self._complete(tuning)
+        rates = self._rates(tuning)
+        self._expect(len(rates), equal_steps, equal_encodings)
+        steps = plan.steps(rates)
+        if equal_steps:
+            self.left -= len(steps)
+            self._complete(steps)
+        if equal_encodings:
+            chosen = [trial for trial in tuning if rates.get(trial.method) == trial.lr]
+            measured = self._measure([chosen, *([trial for trial in steps if trial.seed == seed] for seed in seeds)])
+            lost = [trial._replace(budget=ENCODINGS) for trial in steps if trial.method not in measured]
+            self.left = 0
+            self._complete([*plan.encodings(rates, measured), *lost])
+
+    def _expect(self, methods: int, equal_steps: bool, equal_encodings: bool) -> None:
+        """Count the trials of so many methods; the reference's equal encodings are its equal steps."""
+        self.left = len(self.comparison.seeds) * (methods * equal_steps + (methods - equal_steps) * equal_encodings)
+
+    def _rates(self, tuning: Sequence[Trial]) -> Mapping[str, float]:
+        """Each method's learning rate: the only one, or that of the highest kNN accuracy, the lower one of equals.
+
+        A method that diverged at every one is left out.
+        """
+        if not tuning:
+            return {method: self.comparison.lr[0] for method in self.comparison.methods}
+        rates: dict[str, float] = {}
+        for method in self.comparison.methods:
+            found = [row for row in rows([c for c in tuning if c.method == method]) if not row["diverged"]]
+            tried = ", ".join(f"{lr:g}" for lr in self.comparison.lr)
+            if not found:
+                print(f"{method}: left out, it diverged at every lr of {tried}", flush=True)
+                continue
+            if math.isnan(found[0]["knn_accuracy"]):
+                raise CompareError(f"{method}: no kNN accuracy to choose lr by, the data has no labels; give one lr")
+            rates[method] = min(found, key=lambda row: (-row["knn_accuracy"], row["lr"]))["lr"]
+            print(f"{method}: lr {rates[method]:g} of {tried}", flush=True)
+        if not rates:
+            raise CompareError(f"lr={self.comparison.lr}: every method diverged at every one; give lower ones")
+        return rates
+
+    def _measure(self, rounds: Iterable[Sequence[Trial]]) -> Mapping[str, Curve]:
+        """Encodings of each method over base.run.steps steps, by its first run that did not diverge.
+
+        Args:
+            rounds: runs of the methods; those of a later round are looked at only where all before diverged.
+        """
+        measured: dict[str, Curve] = {}
+        for trials in rounds:
+            trials = [trial for trial in trials if trial.method not in measured]
+            self._complete([trial for trial in trials if not finished(trial)], report=False)
+            measured |= {trial.method: curve(trial) for trial in trials if diverged(trial) is None}
+        if self.plan.reference not in measured:
+            raise CompareError(
+                f"{self.plan.reference}: the reference diverged with every seed, so that no encodings can be equal to "
+                f"its; lower lr, or name another reference"
+            )
+        return measured
+
+    def _complete(self, trials: Sequence[Trial], *, report: bool = True) -> None:
+        """Run those of `trials` that are not finished; with `report` they are part of the results."""
+        waiting = [trial for trial in trials if not finished(trial)]
+        if waiting and not self.checked:
+            require_fitting(self.configs)
+            self.checked = True
+        prepare(trials)
+        self.trials += trials if report else []
+        if len(waiting) < len(trials):
+            print(f"{len(trials) - len(waiting)} of {len(trials)} runs are finished already", flush=True)
+        with closing(execute(waiting, self.comparison.jobs)) as done:
+            for k, trial in enumerate(done, 1):
+                self.executed += 1
+                self._progress(trial, len(waiting) - k + self.left)
+                self._write_tables()
+        self._write_report()
+
+    def _progress(self, trial: Trial, left: int) -> None:
+        row = rows([trial])[0]
+        found = "diverged" if row["diverged"] else f"kNN {row['knn_accuracy']:.4f}, {row['ms_step']:.1f} ms a step"
+        seconds = (time.perf_counter() - self.started) / self.executed * left
+        clock = f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+        print(f"{trial}: {found}; {left} to go, about {clock}", flush=True)
+
+    def _write_tables(self) -> None:
+        found = rows(self.trials)
+        if found:
+            write_csv(found, self.folder / "results.csv")
+        if averages := summarise(found, self.plan.reference):
+            write_csv(averages, self.folder / "summary.csv")
+
+    def _write_report(self) -> None:
+        self._write_tables()
+        found, settings = rows(self.trials), to_dict(self.comparison)
+        averages = summarise(found, self.plan.reference)
+        if averages:  # not tuning runs alone
+            files.write(self.folder / "compare.yaml", yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+            draw_accuracy(self.trials, averages, self.folder / "accuracy.png")
+            measured = gradients(self.trials)
+            if measured:
+                write_csv(measured, self.folder / "gradient.csv")
+            report.write(self.folder, found, averages, measured, settings)
+
+
+def require_fitting(configs: Mapping[str, Config]) -> None:
+    """Make the objects of every method's run once, on the CPU and over the same data, and drop them again.
+
+    Raises:
+        ConfigError: with what `negbank.train.build.build` says of each method.
+    """
+    splits, problems = load_data(next(iter(configs.values()))), []
+    for name, config in configs.items():
+        try:
+            choose_device(config.run.device)
+            on_cpu = dataclasses.replace(config.run, device="cpu")
+            build(dataclasses.replace(config, run=on_cpu), splits=splits)
+        except ValueError as error:
+            problems.append(f"methods.{name}: {error}")
+    if problems:
+        raise ConfigError("comparison", problems)
+
+
+@contextmanager
+def _stopped_by_sigterm() -> Iterator[None]:
+    """SIGTERM ends the comparison as an exception does, so that the runs are stopped, too, with a checkpoint."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    try:
+        before = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not the main thread, which alone may handle signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
