@@ -78,12 +78,7 @@ REGISTRY: dict[str, dict[str, str | Callable[..., Any]]] = {
         "features": "negbank.train.evaluate.features:Features",
         "retrieval": "negbank.train.evaluate.retrieval:Retrieval",
     },
-    "hook": {
-        "meetings": "negbank.train.studies.meetings:Meetings",
-        "memory": "negbank.train.studies.memory:Memory",
-        "ablation": "negbank.train.studies.ablation.live:Live",
-        "gradient_error": "negbank.train.studies.gradient_error:GradientError",
-    },
+    "hook": {},
     "source": {
         "npy": "negbank.train.studies.ablation.sources:npy",
         "snapshots": "negbank.train.studies.ablation.sources:snapshots",

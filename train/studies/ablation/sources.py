@@ -15,7 +15,6 @@ from torch import Tensor
 from negbank import Snapshot
 from negbank.files import MANIFEST
 from negbank.bounds import Annotated, Gt, Le, checked
-from negbank.snapshot import MANIFEST
 
 MIN_ROWS = 8
 CLOSE = 1e-3
