@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ examples:
                                                                  the drift of a run, between two of its snapshots
   negbank train configs/quickstart.yaml ablation.every=500 run.dir=runs/ablated
                                                                  inside a run, into run.dir/ablation
-  negbank keys ablate                                            every key, its default and its meaning
+  negbank list ablate                                            every key, its default and its meaning
 """
 
 
@@ -34,17 +35,16 @@ def add(commands: Any) -> None:
     ablate.add_argument("config", type=Path, metavar="CONFIG", help="a YAML file, such as configs/ablate_npy.yaml")
     ablate.add_argument("--overwrite", action="store_true", help="replace the results that `out` holds already")
     stopped = "stopped; the same command goes on from the last finished measurement"
-    ablate.set_defaults(overrides=[], stopped=stopped)
+    ablate.set_defaults(stopped=stopped)
 
 
-def run(options: argparse.Namespace) -> int:
-    """Measure, and print the answer."""
+def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+    """Measure what is left, and print the answer."""
     from negbank.train.commands.configs import read
-    from negbank.train.options import Ablation
 
-    config = read(options, Ablation)
-    from negbank.train.studies.ablation.run import from_config
+    config = read(options.config, overrides, "ablate")
+    from negbank.train.studies.ablation.run import run
 
-    print(from_config(config, overwrite=options.overwrite))
+    print(run(**dict(config), overwrite=options.overwrite))
     print(f"written to {config.out}: report.html, ablation.csv, ablation.jsonl, tv.png, bias.png")
     return 0

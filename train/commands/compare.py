@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ examples:
   negbank compare configs/compare_mnist5k.yaml                   minutes, on images that need no download
   negbank compare configs/compare_cifar10.yaml 'seeds=[0, 1]' 'lr=[0.001]' base.run.steps=500
   negbank compare configs/compare_cifar10.yaml jobs=2            two runs at once; timings are then not comparable
-  negbank keys compare                                           every key, its default and its meaning
+  negbank list compare                                           every key, its default and its meaning
 """
 
 
@@ -28,17 +29,16 @@ def add(commands: Any) -> None:
     compare.add_argument(
         "config", type=Path, metavar="CONFIG", help="a YAML file, such as configs/compare_mnist5k.yaml"
     )
-    compare.set_defaults(overrides=[], stopped="stopped; the same command goes on from the runs' checkpoints")
+    compare.set_defaults(stopped="stopped; the same command goes on from the runs' checkpoints")
 
 
-def run(options: argparse.Namespace) -> int:
-    """Run what is left of a comparison, and print its table."""
+def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+    """Run what is left, and print the table."""
     from negbank.train.commands.configs import read
-    from negbank.train.options import Comparison
 
-    config = read(options, Comparison)
-    from negbank.train.studies.compare.run import from_config
+    config = read(options.config, overrides, "compare")
+    from negbank.train.studies.compare.run import run
 
-    print(from_config(config))
+    print(run(**dict(config)))
     print(f"written to {config.out}: report.html, results.csv, summary.csv, accuracy.png, and a folder a run")
     return 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 EPILOG = """\
@@ -25,7 +25,7 @@ def add(commands: Any) -> None:
     parser.add_argument("what", nargs="?", metavar="KIND[.NAME]", help="such as negatives or negatives.emc2")
 
 
-def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+def run(options: argparse.Namespace) -> int:
     """Print what is asked for."""
     for line in lines(options.what):
         print(line)
