@@ -8,9 +8,22 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as train/commands: tests on 
 
 import pytest
 import torch
+from hypothesis import settings
 from torch import Tensor
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--random-budget", type=int, metavar="N", help="N new random examples for every property test")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Property tests try the same examples everywhere, unless so many random ones are asked for."""
+    budget = config.getoption("--random-budget")
+    settings.register_profile("ci", deadline=None, derandomize=True)
+    settings.register_profile("random", deadline=None, max_examples=budget or 100, print_blob=True)
+    settings.load_profile("random" if budget else "ci")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

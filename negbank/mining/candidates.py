@@ -182,14 +182,13 @@ class Finder:
             run = np.arange(at, min(at + RUN, len(queries)))
             wide = min(len(index), k + work.forbidden.most(numbers[run]), 2 * k + 64)
             while len(run):
-                found = index.search(queries[torch.from_numpy(run).to(queries.device)], wide)
-                positions = found.ids.cpu().numpy()
+                asked = queries[torch.from_numpy(run).to(queries.device)]
+                positions = index.search(asked, wide).ids.cpu().numpy()
                 if index is work.searched and work.rows is not None:
                     positions = np.searchsorted(work.rows, positions)
                 free = work.forbidden.allowed(numbers[run], positions)
-                free &= free.cumsum(1) <= k
-                scores = np.where(free, found.scores.cpu().numpy(), np.float32(-np.inf))
-                result.put(run, Found(np.where(free, positions, NO_ROW), scores), work.corpus_ids.rank)
+                positions = np.where(free, positions, NO_ROW)
+                result.put(run, Found(positions, scores_of(asked, work.corpus, positions)), work.corpus_ids.rank)
                 run = run[free.sum(1) < k] if wide < len(index) else run[:0]
                 wide = min(len(index), 2 * wide)
         return result

@@ -62,8 +62,9 @@ def mine_hard_negatives(
 ) -> MiningResult:
     """Mine hard negatives: rows of the corpus that are similar to a query and are not its positives.
 
-    Scores are cosines, computed in float32 from the rows. The result is the same for any query batch, shard size,
-    number of threads, and number of processes (under `torch.distributed` each does its share and returns the whole).
+    Scores are cosines: products of unit float32 rows, summed in float64 and rounded once (scores.py). The result is the
+    same for any query batch, shard size, number of threads, and number of processes (under `torch.distributed` each
+    does its share and returns the whole).
 
     Args:
         queries: (Q, D) embeddings: an array, a tensor, the path of a `.npy` file or of a folder of them, or a list of
@@ -91,7 +92,7 @@ def mine_hard_negatives(
         near: the bound of dedupe="near".
         rescore: a callable (query ids, corpus ids) → scores, such as a cross-encoder; its scores replace the cosines of
             candidates and positives, before ranks, filters and choice.
-        exact: score candidates again in float32 from the rows. False keeps the scores of the first pass: a little
+        exact: score candidates again from the rows. False keeps the scores of the first pass: a little
             faster, but off by up to 0.01 where that is bfloat16, and then not the same for every batch.
         index: None: exact search, or the snapshot's own index; "exact"; a Faiss factory string: an index is built in
             memory, tuned to a recall of 0.99, and measured; or "auto": the one of these that is expected to be faster.

@@ -1,21 +1,32 @@
-"""What a score is, the order that scores give, and which rows are near-duplicates: rows whose score is high enough."""
+"""What a score is, the order that scores give, and which rows are near-duplicates: rows whose score is high enough.
+
+The score of unit rows q and c, of D float32 numbers each, is their inner product, summed in float64 by halving and
+rounded to float32 once. With P the least power of two that is ≥ max(D, 8):
+
+    x_d = q_d c_d  for d < D,  0 for D ≤ d < P;      x_d ← x_d + x_{d + P/2}  for d < P/2;   and again, until x_0 = s
+
+A product of two float32 numbers is exact in float64, and the order of the sum is said: so a score is the same number
+on every processor and device, whatever shares the call, and whichever path led to the row. All that the miner returns,
+and all that it decides by ranks, margins, bounds and duplicates, it decides on these numbers.
+"""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
+import numba
 import numpy as np
 import torch
 from torch import Tensor
 
-from negbank.index.contract import exact_scores
+from negbank.index.products import UNIT, UNIT_BFLOAT16, rounds_float32
 from negbank.mining.rows import Rows
 
 NO_ROW = -1
 EXACT = 1 - 1e-6
 """Cosine from which two rows count as the same: the same text under two ids is embedded to within rounding."""
-DOUBT = 1e-5
-"""How far a batched product can be from the score."""
+LEAST = 8
+"""The least P."""
 GATHERED = 1 << 18
 """Numbers gathered at once to score rows: 1 MiB, so that they stay in a core's cache."""
 
@@ -53,28 +64,82 @@ def scores_of(queries: Tensor, corpus: Rows, positions: np.ndarray) -> np.ndarra
     """Scores of queries (B, D) and their own rows at positions (B, n): (B, n) float32; `NO_ROW` gives −∞."""
     ids = torch.from_numpy(positions)
     if corpus.resident is not None:
-        return exact_scores(corpus.resident, queries, ids.to(corpus.device)).cpu().numpy()
+        return scored(corpus.resident, queries, ids.to(corpus.device)).cpu().numpy()
     scores = torch.empty(ids.shape)
     step = max(1, GATHERED // max(1, ids.shape[1] * queries.shape[1]))
     for at in range(0, len(ids), step):
         part = ids[at : at + step]
         rows = corpus.take(part.flatten().clamp(min=0))
         places = torch.arange(len(rows)).view(part.shape).masked_fill(part == NO_ROW, NO_ROW).to(rows.device)
-        scores[at : at + step] = exact_scores(rows, queries[at : at + step].to(rows.device), places)
+        scores[at : at + step] = scored(rows, queries[at : at + step].to(rows.device), places)
     return scores.numpy()
+
+
+def scored(rows: Tensor, queries: Tensor, places: Tensor) -> Tensor:
+    """Scores of queries (B, D) and their own of some unit rows (n, D), at places (B, k): (B, k) float32.
+
+    `NO_ROW` gives −∞.
+    """
+    if rows.device.type == "cpu":
+        scores = torch.empty(places.shape)
+        _fold(*(t.detach().contiguous().numpy() for t in (rows, queries, places, scores)))
+        return scores
+    return folded(rows, queries, places)
+
+
+def folded(rows: Tensor, queries: Tensor, places: Tensor) -> Tensor:
+    """`scored`, on any device."""
+    scores = torch.empty(places.shape, device=rows.device)
+    power = max(LEAST, 1 << (rows.shape[1] - 1).bit_length())
+    step = max(1, 4 * GATHERED // max(1, places.shape[1] * power))
+    for at in range(0, len(places), step):
+        own = rows[places[at : at + step].clamp(min=0)].double() * queries[at : at + step, None].double()
+        sums = torch.nn.functional.pad(own, (0, power - own.shape[2]))
+        while sums.shape[2] > 1:
+            low, high = sums.chunk(2, dim=2)
+            sums = low + high
+        scores[at : at + step] = sums[:, :, 0]
+    return scores.masked_fill_(places == NO_ROW, -torch.inf)
+
+
+@numba.njit(cache=True, nogil=True)
+def _fold(rows: np.ndarray, queries: np.ndarray, places: np.ndarray, scores: np.ndarray) -> None:
+    width, power = rows.shape[1], LEAST
+    while power < width:
+        power *= 2
+    x, query = np.zeros(power), np.empty(width)
+    for q in range(places.shape[0]):
+        query[:] = queries[q]
+        for c in range(places.shape[1]):
+            if places[q, c] == NO_ROW:
+                scores[q, c] = -np.inf
+                continue
+            row = rows[places[q, c]]
+            for d in range(width):
+                x[d] = query[d] * row[d]
+            x[width:] = 0
+            half = power // 2
+            while half >= LEAST:
+                for d in range(half):
+                    x[d] += x[d + half]
+                half //= 2
+            scores[q, c] = ((x[0] + x[4]) + (x[2] + x[6])) + ((x[1] + x[5]) + (x[3] + x[7]))
 
 
 def near_rows(corpus: Rows, left: np.ndarray, right: np.ndarray, bound: float) -> np.ndarray:
     """Whether rows at left (b, m) and right (b, n) score `bound` or more: (b, m, n) bool; `NO_ROW` never does.
 
-    Batched products say so, except for those that rounding could put on either side of the bound.
+    Batched products say so, except for those that rounding, by γ as in index/products.py, could put on either side of
+    the bound.
     """
     ours, theirs = (corpus.take(torch.from_numpy(positions.clip(min=0))) for positions in (left, right))
     similarity = torch.bmm(ours, theirs.transpose(1, 2)).cpu().numpy()
     found = similarity >= bound
-    b, i, j = np.nonzero(np.abs(similarity - bound) < DOUBT)
+    doubt = 2 * UNIT * (corpus.dim + 16) + (3 * UNIT_BFLOAT16 if rounds_float32(corpus.device) else 0.0)
+    b, i, j = np.nonzero(np.abs(similarity - bound) <= doubt)
     if len(b):
         place = [torch.from_numpy(at).to(ours.device) for at in (b, i, j)]
-        exact = (ours[place[0], place[1]] * theirs[place[0], place[2]]).sum(-1).cpu().numpy()
-        found[b, i, j] = exact >= np.float32(bound)
+        each = torch.arange(len(b), device=ours.device)[:, None]
+        exact = scored(theirs[place[0], place[2]], ours[place[0], place[1]], each)[:, 0]
+        found[b, i, j] = exact.cpu().numpy() >= np.float32(bound)
     return found & (left != NO_ROW)[:, :, None] & (right != NO_ROW)[:, None, :]

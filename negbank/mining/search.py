@@ -20,13 +20,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from negbank.index.contract import exact_scores
 from negbank.index.products import UNIT, UNIT_BFLOAT16, fast_dtype, lengths, rounds_float32
 from negbank.index.shortlist import SPAN, Shortlist, shortlist
 from negbank.index.threads import OwnThreads, threads_for
 from negbank.mining.forbidden import Forbidden
 from negbank.mining.rows import Rows
-from negbank.mining.scores import NO_ROW, Found, scores_of
+from negbank.mining.scores import NO_ROW, Found, scored, scores_of
 
 LONGEST = 1 + 2.0**-6
 """m: a unit row, stored in float32 or less, and then rounded."""
@@ -97,7 +96,7 @@ def search(
         positions, every = np.arange(start, start + len(rows))[None], torch.arange(len(rows), device=rows.device)[None]
         for query in left:
             some = slice(query, query + 1)
-            scores = exact_scores(rows, queries[some], every).cpu().numpy()
+            scores = scored(rows, queries[some], every).cpu().numpy()
             free = forbidden.allowed(numbers[some], positions) & (scores >= result.scores[query, -1])
             both = (result.positions[some], positions[free][None]), (result.scores[some], scores[free][None])
             result.put(np.array([query]), Found(*(np.concatenate(two, axis=1) for two in both)), rank)

@@ -1,15 +1,14 @@
-"""The `negbank` command: one file a verb, which has `add(commands)` and `run(options)`, or `run(options, overrides)`.
+"""The `negbank` command: one file a verb, which has `add(commands)` and `run(options)`.
 
 `add` makes the verb's parser and imports nothing heavy; `run` does the work and gives the exit code. What it raises is
-said in one line here, for every verb alike. Overrides are words `key=value`. A verb that can be stopped and go on says
-so in its parser's default `stopped`.
+said in one line here, for every verb alike. A verb that takes `key=value` sets the default `overrides`, and one that
+can be stopped and go on says so in `stopped`.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
-import inspect
 import os
 import sys
 from collections.abc import Sequence
@@ -44,7 +43,7 @@ examples:
   negbank compare configs/compare_mnist5k.yaml                   methods at equal steps and equal encodings
   negbank mine --corpus c.npy --queries q.npy --out mined        hard negatives for embeddings; see mine --help
   negbank validate configs/*.yaml                                check files without running them
-  negbank list                                                   the names that YAML knows; list train: every key
+  negbank list                                                   every name and key, its default and its meaning
 """
 
 
@@ -69,11 +68,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     after signal n."""
     options, rest = parser().parse_known_args(arguments)
     overrides = [word for word in rest if "=" in word and not word.startswith("-")]
-    takes = len(inspect.signature(options.run).parameters) == 2
-    if rest != overrides or (overrides and not takes):
+    if rest != overrides or (overrides and not hasattr(options, "overrides")):
         parser().error(f"unknown: {' '.join(word for word in rest if word not in overrides) or ' '.join(rest)}")
+    options.overrides = overrides
     try:
-        return int(options.run(options, overrides) if takes else options.run(options))
+        return int(options.run(options))
     except KeyboardInterrupt:  # while data are read, or for the second time
         print(f"negbank: {getattr(options, 'stopped', 'interrupted')}", file=sys.stderr)
         return 130

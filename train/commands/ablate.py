@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +34,14 @@ def add(commands: Any) -> None:
     ablate.add_argument("config", type=Path, metavar="CONFIG", help="a YAML file, such as configs/ablate_npy.yaml")
     ablate.add_argument("--overwrite", action="store_true", help="replace the results that `out` holds already")
     stopped = "stopped; the same command goes on from the last finished measurement"
-    ablate.set_defaults(stopped=stopped)
+    ablate.set_defaults(overrides=[], stopped=stopped)
 
 
-def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+def run(options: argparse.Namespace) -> int:
     """Measure what is left, and print the answer."""
     from negbank.train.commands.configs import read
 
-    config = read(options.config, overrides, "ablate")
+    config = read(options, "ablate")
     from negbank.train.studies.ablation.run import run
 
     print(run(**dict(config), overwrite=options.overwrite))

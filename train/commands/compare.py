@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +28,14 @@ def add(commands: Any) -> None:
     compare.add_argument(
         "config", type=Path, metavar="CONFIG", help="a YAML file, such as configs/compare_mnist5k.yaml"
     )
-    compare.set_defaults(stopped="stopped; the same command goes on from the runs' checkpoints")
+    compare.set_defaults(overrides=[], stopped="stopped; the same command goes on from the runs' checkpoints")
 
 
-def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+def run(options: argparse.Namespace) -> int:
     """Run what is left, and print the table."""
     from negbank.train.commands.configs import read
 
-    config = read(options.config, overrides, "compare")
+    config = read(options, "compare")
     from negbank.train.studies.compare.run import run
 
     print(run(**dict(config)))

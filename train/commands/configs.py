@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from argparse import Namespace
 from typing import Any
 
 from negbank.train.config import load
 
 
-def read(path: Path, overrides: Sequence[str], root: str) -> Any:
-    """The file with what overrides set, checked; notes are printed."""
-    config, notes = load(path, overrides, root=root)
+def read(options: Namespace, root: Any) -> Any:
+    """`options.config` with the overrides that were given, checked; notes are printed."""
+    config, notes = load(options.config, options.overrides, root=root)
     for note in notes:
         print(f"note: {note}")
     return config
