@@ -1,7 +1,7 @@
 """Batches of rows and their views, read ahead of the step in worker processes, as if they were read in it.
 
-    step t:      workers read steps t + 1, t + 2, ...            rows: of the batch sampler, seeds: of (step, tower, slot)
-    a snapshot:  what was read ahead is dropped, the sampler goes back to the last batch that was used, and on from there
+    step t:      workers read steps t + 1, t + 2, ...        rows: of the batch sampler; seeds: of step, tower and slot
+    a snapshot:  what was read ahead is dropped, and the sampler goes on from the last batch that was used
 
 Views depend on rows and seeds alone and the sampler on its state alone, so that nothing tells the number of workers:
 neither rows nor views, nor what a checkpoint holds. A batch whose sampler plans from snapshots is read ahead within its
