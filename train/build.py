@@ -74,17 +74,26 @@ def make(kind: str, section: Options, **supplied: Any) -> Any:
     return target(**options, **{key: value for key, value in supplied.items() if key in taken and key not in options})
 
 
+class Factory(NamedTuple):
+    """What makes the object of an inner section once the rest is known, such as a proposal with its snapshot."""
+
+    kind: str
+    section: Options
+    supplied: Mapping[str, Any]
+
+    def __call__(self, *first: Any, **rest: Any) -> Any:
+        names = inspect.signature(registry.target(self.kind, _name(self.kind, self.section))).parameters
+        late = self.supplied.get("late", dict)()
+        return make(self.kind, self.section, **{**self.supplied, **late, **dict(zip(names, first)), **rest})
+
+
 def _factory(kind: str, section: Any, supplied: Mapping[str, Any]) -> Any:
-    """What makes the object of an inner section, or of each of a list of them, once the rest is known."""
-    if isinstance(section, list):
-        return [_factory(kind, each, supplied) for each in section]
-
-    def made(*first: Any, **rest: Any) -> Any:
-        names = list(inspect.signature(registry.target(kind, _name(kind, section))).parameters)
-        late = supplied.get("late", dict)()
-        return make(kind, section, **{**supplied, **late, **dict(zip(names, first)), **rest})
-
-    return made
+    """That of an inner section, or of each of a list of them."""
+    return (
+        [Factory(kind, each, supplied) for each in section]
+        if isinstance(section, list)
+        else Factory(kind, section, supplied)
+    )
 
 
 def labels(key: str, path: str) -> Tensor:

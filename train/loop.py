@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 from types import FrameType
@@ -49,9 +49,13 @@ class Loop:
         self.folder, self.assembly, self.trainer = folder, assembly, assembly.trainer
         self.kept: dict[str, float] = {}  # measured once, before the first step
         self.seconds = 0.0
-        self._hooks: dict[str, Any] = {}  # their states, for after they have begun
         self._asked: int | None = None
         self._done = False
+        parts, seed = (assembly.inference, assembly.splits), assembly.config.run.seed
+        running = Running(self.trainer, *parts, folder, steps=assembly.steps, seed=seed, log=self._log)
+        for hook in assembly.hooks.values():
+            hook.begin(running)
+            self.trainer.watchers.append(hook.metrics)
 
     def run(self) -> dict[str, Any]:
         options, trainer, total = self.assembly.config.run, self.trainer, self.assembly.steps
@@ -69,12 +73,6 @@ class Loop:
                 mininterval=0.2 if sys.stderr.isatty() else 10,
             ) as bar,
         ):
-            running = Running(trainer, self.assembly.inference, self.assembly.splits, self.folder, total, self.assembly.config.run.seed, self._log)
-            for name, hook in self.assembly.hooks.items():
-                hook.begin(running)
-                if name in self._hooks:
-                    hook.load_state_dict(self._hooks[name])
-                trainer.watchers.append(hook.metrics)
             if trainer.step_number == 0:
                 self.kept = self.assembly.evaluation.baseline()
                 self._evaluate("untrained_")
@@ -118,7 +116,8 @@ class Loop:
                 f"{self.folder}: its checkpoint is of another configuration ({differ}); put {CONFIG} back or start anew"
             )
         self.trainer.load_state_dict(state["trainer"], snapshots)
-        self._hooks = state["hooks"]
+        for name, hook in self.assembly.hooks.items():
+            hook.load_state_dict(state["hooks"][name])
         self.kept, self.seconds = state["kept"], state["seconds"]
         return int(state["metrics_bytes"])
 
@@ -147,7 +146,7 @@ class Loop:
         except ValueError as error:
             raise RunError(f"step {self.trainer.step_number}: {error}") from error
 
-    def _log(self, event: str, values: dict[str, Any]) -> None:
+    def _log(self, event: str, values: Mapping[str, Any]) -> None:
         row = {
             "event": event,
             **{k: v if _finite(v) else None for k, v in values.items()},

@@ -28,6 +28,8 @@ REGISTRY: dict[str, dict[str, str | Callable[..., Any]]] = {
         "stl10": "negbank.train.data.images.sources:stl10",
         "fashion_mnist": "negbank.train.data.images.sources:fashion_mnist",
         "image_folder": "negbank.train.data.images.folder:image_folder",
+        "tensors": "negbank.train.data.tensors:tensors",
+        "pairs": "negbank.train.data.pairs:pairs",
         "own": "negbank.train.fit:own",
     },
     "augment": {"views": "negbank.train.data.images.augment:Augment"},
@@ -78,7 +80,12 @@ REGISTRY: dict[str, dict[str, str | Callable[..., Any]]] = {
         "features": "negbank.train.evaluate.features:Features",
         "retrieval": "negbank.train.evaluate.retrieval:Retrieval",
     },
-    "hook": {},
+    "hook": {
+        "meetings": "negbank.train.studies.meetings:Meetings",
+        "memory": "negbank.train.studies.memory:Memory",
+        "ablation": "negbank.train.studies.ablation.live:Live",
+        "gradient_error": "negbank.train.studies.gradient_error:GradientError",
+    },
     "source": {
         "npy": "negbank.train.studies.ablation.sources:npy",
         "snapshots": "negbank.train.studies.ablation.sources:snapshots",
@@ -105,13 +112,18 @@ ALIASES: dict[str, dict[str, str]] = {
     "batches": {"batchsampler": "prosampler"},
 }
 """Other names that people type."""
-ROOTS: dict[str, str] = {}
+ROOTS: dict[str, str] = {
+    "ablate": "negbank.train.studies.ablation.run:run",
+    "compare": "negbank.train.studies.compare.run:run",
+}
 """Commands whose YAML has the arguments of a function; that of `train` has the sections of a run."""
 CHECKED: dict[str, str] = {
-    "ablate": "negbank.train.studies.ablation.check:impossible",
-    "compare": "negbank.train.studies.compare.check:impossible",
+    "ablate": "negbank.train.studies.checks:ablate",
+    "compare": "negbank.train.studies.compare.methods:impossible",
+    "ablation": "negbank.train.studies.checks:ablation",
+    "gradient_error": "negbank.train.studies.checks:gradient_error",
 }
-"""What is impossible across the keys of these."""
+"""What is impossible across the keys of these, and what the section of a hook adds to that in a run."""
 
 
 def register(kind: str, name: str, target: str | Callable[..., Any]) -> None:
@@ -150,9 +162,9 @@ def names(kind: str) -> Mapping[str, str | Callable[..., Any]]:
 CACHES.append(names.cache_clear)
 
 
-def target_check(root: str) -> Callable[[Mapping[str, Any]], list[str]]:
-    """The function that knows what is impossible across the keys of a command's file."""
-    module, _, attribute = CHECKED[root].partition(":")
+def target_check(name: str) -> Callable[[Mapping[str, Any]], list[str]]:
+    """The function that knows what is impossible across the keys of a command's file, or with a hook's section."""
+    module, _, attribute = CHECKED[name].partition(":")
     found: Callable[[Mapping[str, Any]], list[str]] = getattr(import_module(module), attribute)
     return found
 

@@ -29,9 +29,8 @@ VERBS = (
     "negbank.train.mine",
 )
 CODES = {
-    "AblationError": 1, "CheckpointError": 1, "CompareError": 1, "DamagedError": 1, "DamagedResultError": 1,
-    "DamagedSnapshotError": 1, "DownloadError": 1, "FileNotFoundError": 2, "ImportError": 1, "OSError": 1,
-    "RunError": 1, "ValueError": 2,
+    "AblationError": 1, "CheckpointError": 1, "CompareError": 1, "DamagedError": 1, "DownloadError": 1,
+    "FileNotFoundError": 2, "ImportError": 1, "OSError": 1, "RunError": 1, "ValueError": 2,
 }  # fmt: skip
 """Exit codes of errors that have said all there is to say: 1 what failed, 2 what was given. Others are bugs."""
 EXAMPLES = """\

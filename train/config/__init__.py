@@ -57,8 +57,11 @@ def parse(
     if root == "train":
         switch_types(data, over, notes)
         switch_length(data, over, notes)
-    elif isinstance(data.get("base"), dict) and isinstance(over, dict):
-        switch_types(data["base"], over.get("base"), notes, below="base.")
+    elif root == "compare" and isinstance(over, dict):
+        switch_types(data.get("base"), over.get("base"), notes, below="base.")
+        methods, changed = data.get("methods"), over.get("methods")
+        for name in methods if isinstance(methods, dict) and isinstance(changed, dict) else ():
+            switch_types(methods[name], changed.get(name), notes, below=f"methods.{name}.")
     config, found = check(merge(data, over), root)
     if problems + found:
         raise ConfigError(source, problems + found)
@@ -75,7 +78,9 @@ def check(data: Mapping[str, Any], root: str) -> tuple[Config, list[str]]:
         config = None
         problems = lines(error.errors(include_url=False), top)
     whole = dict(config) if config is not None else _sound(data, top, problems)
-    across = impossible(whole) if root == "train" else registry.target_check(root)(whole)
+    names = registry.CHECKED.keys() & whole.keys() if root == "train" else {root}
+    across = impossible(whole) if root == "train" else []
+    across += [problem for name in sorted(names) for problem in registry.target_check(name)(whole)]
     return config, [*problems.values(), *across]
 
 
