@@ -25,7 +25,9 @@ VERBS = (
     "negbank.train.commands.compare",
     "negbank.train.commands.validate",
     "negbank.train.commands.keys",
-    "negbank.train.mine",
+    "negbank.train.commands.mine",
+    "negbank.train.commands.refilter",
+    "negbank.train.commands.index",
 )
 CODES = {
     "AblationError": 1, "CheckpointError": 1, "CompareError": 1, "DamagedError": 1, "DamagedResultError": 1,
