@@ -7,11 +7,12 @@ import math
 
 import pytest
 import torch
+from torch import nn
+
 from negbank.train.build import build
 from negbank.train.config import ConfigError, parse
 from negbank.train.run import start
 from negbank.train.studies.gradient_error import _views, errors, exact_gradient, gradient_error
-from torch import nn
 
 RUN = {
     "data": {"type": "digits", "rows": 40},

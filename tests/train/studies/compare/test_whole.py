@@ -13,6 +13,7 @@ import sys
 
 import pytest
 import yaml
+
 from negbank.train.build import build
 from negbank.train.commands import main
 from negbank.train.config import ConfigError, method_configs, parse, to_dict
