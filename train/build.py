@@ -173,10 +173,10 @@ def build(
         for way in ways
     ]  # fmt: skip
     own = batches.reads_snapshot or any(each.reads_snapshot for each in negatives)
-    width = inference[0].embeddings(sides[0], torch.arange(2)).shape[1]
-    banks = [EmbeddingBank(count, width, device=device) for _ in sides]
+    widths = [each.embeddings(side, torch.arange(2)).shape[1] for each, side in zip(inference, sides)]
+    banks = [EmbeddingBank(count, width, device=device) for width in widths]
     if own or any(hook.reads_snapshot for hook in hooks.values()):
-        require_factory(config.index.factory, width)
+        require_factory(config.index.factory, widths[0])
         for way in ways:  # rows of a tower's snapshot are drawn for the anchors of a direction
             # what a study alone asks for is not counted as the method's
             encode, anchors = (functools.partial(embed, each, count=own) for each in (way.keys, way.anchors))
@@ -283,9 +283,10 @@ def _require_rows(config: Any, count: int) -> None:
 def _proposals(config: Any) -> Iterator[tuple[str, Options]]:
     """Every proposal of a configuration under its path, those of hooks that are asked for among them."""
     for name, section in config:
-        for key, kind in getattr(section, "sections", {}).items():
+        used = getattr(section, "draws", 1) != 0 and getattr(section, "every", 1) is not None
+        for key, kind in getattr(section, "sections", {}).items() if used else ():
             found = getattr(section, key)
-            if kind == "proposal" and isinstance(found, list) and getattr(section, "every", 1) is not None:
+            if kind == "proposal" and isinstance(found, list):
                 yield from ((f"{name}.{key}[{i}]", each) for i, each in enumerate(found))
             elif kind == "proposal" and found is not None and not isinstance(found, list):
                 yield f"{name}.{key}", found

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
 from negbank.train.config import parse
 from negbank.train.data.contract import Data, Pairs, Splits
-from negbank.train.data.datasets import FromDataset
+from negbank.train.data.dataset import FromDataset
 from negbank.train.data.tensors import TensorData
 from negbank.train.run import resume as resume_run
 from negbank.train.run import start
@@ -84,7 +85,7 @@ def as_data(data: Any) -> Data | Pairs:
         left, right = (as_data(side) for side in data)
         if not isinstance(left, Pairs) and not isinstance(right, Pairs):
             return Pairs(left, right, None)
-    if isinstance(data, Tensor):
+    if isinstance(data, Tensor | TensorDataset):
         return TensorData(data)
     if hasattr(data, "read") and hasattr(data, "__len__"):
         found: Data = data

@@ -28,6 +28,8 @@ REGISTRY: dict[str, dict[str, str | Callable[..., Any]]] = {
         "stl10": "negbank.train.data.images.sources:stl10",
         "fashion_mnist": "negbank.train.data.images.sources:fashion_mnist",
         "image_folder": "negbank.train.data.images.folder:image_folder",
+        "tensors": "negbank.train.data.tensors:tensors",
+        "pairs": "negbank.train.data.pairs:pairs",
         "own": "negbank.train.fit:own",
     },
     "augment": {"views": "negbank.train.data.images.augment:Augment"},

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from lightly.utils.benchmarking import knn_predict
 from negbank.train import measures as evaluate
-from negbank.train.measures import (
+from negbank.train.evaluate.measures import (
     alignment,
     global_loss,
     knn_accuracy,

@@ -70,7 +70,7 @@ def signature(target: str | Callable[..., Any], supplied: frozenset[str]) -> Sig
     for argument, default in _parameters(function):
         options += [_option(argument, default, helps.get(argument.arg, ""), scope, supplied, str(target))]
     meaning = text.strip().splitlines()[0] if text.strip() else ""
-    paper = PAPER.search(meaning) or PAPER.search(about) or PAPER.search(text)
+    paper = PAPER.search(meaning) or PAPER.search(about if isinstance(node, ast.ClassDef) else "") or PAPER.search(text)
     return Signature(meaning, " ".join(paper.groups()) if paper else "", tuple(o for o in options if o is not None))
 
 
