@@ -150,8 +150,8 @@ def test_everything_wrong_is_reported_at_once():
         ),
         ({"source": {"path": "x", "cosines": [0.9, 0.9]}}, r"source.cosines\[1\]: the same"),
         ({"source": {}}, "source.path: is needed: the .npy file"),
-        ({"proposals": "uniform"}, "proposals: 'uniform', expected a list of mappings"),
-        ({"proposals": ["uniform"]}, "expected a list of mappings"),
+        ({"proposals": "uniform"}, "proposals: 'uniform' is no list"),
+        ({"proposals": ["uniform"]}, r"proposals\[0\]: expected a mapping of options, found 'uniform'"),
         ({"out": ""}, "out: needs"),
     ],
 )

@@ -7,6 +7,7 @@ import torch
 
 from negbank import Snapshot
 from negbank.proposals import HeadTail
+from negbank.train.commands import main
 from negbank.train.studies.ablation.sources import moved, noise_size
 from negbank.train.studies.ablation.sweep import ablate
 
