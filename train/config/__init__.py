@@ -57,6 +57,8 @@ def parse(
     if root == "train":
         switch_types(data, over, notes)
         switch_length(data, over, notes)
+    elif root == "ablate":
+        switch_types(data, over, notes, kinds=("source",))
     elif root == "compare" and isinstance(over, dict):
         switch_types(data.get("base"), over.get("base"), notes, below="base.")
         methods, changed = data.get("methods"), over.get("methods")
@@ -88,8 +90,10 @@ def _sound(data: Mapping[str, Any], top: Any, problems: Mapping[str, str]) -> di
     """The sections that nothing is wrong with."""
     broken = {where.split(".")[0].split("[")[0] for where in problems}
     kept = {key: value for key, value in data.items() if key in top.model_fields and key not in broken}
-    missing = [key for key, field in top.model_fields.items() if field.is_required() and key not in kept]
-    return {} if missing else {k: v for k, v in top.model_validate(kept) if k not in broken}
+    try:
+        return {k: v for k, v in top.model_validate(kept) if k not in broken}
+    except ValidationError:  # one that is needed is among the others
+        return {}
 
 
 def root_of(path: str | Path) -> str:
