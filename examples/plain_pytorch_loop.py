@@ -41,8 +41,7 @@ def main(steps: int) -> float:
     loader = torch.utils.data.DataLoader(range(len(images)), batch_sampler=UniformBatches(len(images), 32))
     epochs = itertools.chain.from_iterable(itertools.repeat(loader))
     for step, rows in enumerate(itertools.islice(epochs, steps), start=1):
-        ticket = negatives.draw(rows, step=step)
-        drawn = ticket.further  # rows to encode: index proposals and where the chains stand
+        drawn = (ticket := negatives.draw(rows, step=step)).further  # to be encoded: index proposals, carried states
         z = embed(view(images[torch.cat((rows, rows, drawn))]))  # all in one forward pass
         batch = EncodedBatch.from_views(rows, z, drawn)
         found, info = negatives(batch, ticket)

@@ -227,7 +227,7 @@ def expected(batches: BatchSampler, rows: Tensor) -> Expected | None:
 
 def require_fitting(negatives: NegativeSampler, batches: BatchSampler, encoder: nn.Module) -> None:
     """Raise ValueError for negatives that need to know more of the batches, or fresh queries with batch norm."""
-    name = type(batches).__name__
+    name = type(batches).__name__.removesuffix("Batches")
     if negatives.requires == "uniform" and not batches.uniform:
         raise ValueError(
             f"negatives: averages and in-batch proposals need uniform batches, which {name} batches are not; take "

@@ -131,8 +131,8 @@ def test_chains_that_persist_visit_the_softmax_over_the_other_side(steps):
     for name, side in (("left", trainer.left), ("right", trainer.right)):
         sums[name] = torch.zeros(rows, rows, dtype=torch.float64)
 
-        def kept(batch, call=side.negatives.__call__, total=sums[name]):
-            negatives, info = call(batch)
+        def kept(batch, ticket, call=side.negatives.__call__, total=sums[name]):
+            negatives, info = call(batch, ticket)
             total[batch.rows[:, None], batch.candidate_rows] += negatives.weights
             return negatives, info
 
@@ -149,8 +149,8 @@ class _Spied:
     def __init__(self, sampler, call):
         self._sampler, self._call = sampler, call
 
-    def __call__(self, batch):
-        return self._call(batch)
+    def __call__(self, batch, ticket):
+        return self._call(batch, ticket)
 
     def __getattr__(self, name):
         return getattr(self._sampler, name)
@@ -168,9 +168,9 @@ def test_anchors_are_searched_for_with_their_own_sides_rows(query, monkeypatch, 
         assert index.snapshot is other.refresher.snapshot
         original = type(index).__call__
 
-        def seen(self, rows, queries, original=original):
+        def seen(self, rows, queries, generator, original=original):
             asked[id(self)] = (rows, queries)
-            return original(self, rows, queries)
+            return original(self, rows, queries, generator)
 
         monkeypatch.setattr(type(index), "__call__", seen)
         asked[id(side)] = own if query == "bank" else fresh
@@ -240,9 +240,9 @@ def test_captions_of_one_image_are_no_negatives(name, steps):
     met = 0
     for side in (trainer.left, trainer.right):
 
-        def checked(batch, call=side.negatives.__call__):
+        def checked(batch, ticket, call=side.negatives.__call__):
             nonlocal met
-            negatives, info = call(batch)
+            negatives, info = call(batch, ticket)
             same = groups[batch.rows][:, None] == groups[batch.candidate_rows]
             met += int(same.sum()) - len(batch.rows)
             assert float((negatives.weights * same).abs().max()) == 0
