@@ -278,7 +278,7 @@ class Trial:
         return (left == 0).nonzero()[:, 0]
 
     def draw(self, rows: Tensor) -> tuple[Ticket, Tensor]:
-        """The sampler's ticket, and which of the 2N embeddings the step makes (2B + E,), drawn rows under a random view."""
+        """The ticket, and which of the 2N embeddings the step makes (2B + E,), drawn rows under a random view."""
         queries = unit_rows(self.problem.z[rows] + self.problem.z[rows + self.count])
         self.step += 1
         ticket = self.sampler.draw(rows, step=self.step, queries=queries if self.sampler.fresh_queries else None)

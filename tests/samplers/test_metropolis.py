@@ -1,4 +1,4 @@
-"""The chain's law by enumeration: the transition matrix is built from the moves of the scan that is run, and densities."""
+"""The chain's law by enumeration: the transition matrix is built from the moves of the scan, and densities."""
 
 from __future__ import annotations
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import functools
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from negbank.samplers.batches import ProSampler, Uniform
+from negbank.samplers.batches import ProSampler, UniformBatches
 from negbank.train.data.ahead import Ahead
 from negbank.train.data.contract import Data
 from negbank.train.data.dataset import FromDataset
@@ -109,10 +112,10 @@ def test_workers_change_nothing(tmp_path: Path) -> None:
 
 def test_inputs_are_all_first_views_then_all_second_ones(tmp_path: Path) -> None:
     data = [images(), files(tmp_path)]
-    rows, inputs = made(data, Uniform(N, B)).next(7)
+    rows, inputs = made(data, UniformBatches(N, B)).next(7)
     for tower, ((found,), each) in enumerate(zip(inputs, data)):
         assert torch.equal(found, each.read(torch.cat((rows, rows)), seeds(7, tower, torch.arange(2 * B))))
-    assert made(data, Uniform(N, B), views=1).next(0).inputs[0][0].shape == (B, 3, 12, 12)
+    assert made(data, UniformBatches(N, B), views=1).next(0).inputs[0][0].shape == (B, 3, 12, 12)
 
 
 @pytest.mark.parametrize(("piece", "workers"), [(1, 0), (5, 0), (5, 1), (100, 0)])
@@ -147,7 +150,7 @@ def test_a_run_resumed_with_other_workers_goes_on_alike(stop: int, workers: int)
 @pytest.mark.parametrize("reads_snapshot", [False, True])
 def test_only_batches_without_a_snapshot_are_read_ahead_across_epochs(reads_snapshot: bool) -> None:
     """A plan made just before the snapshot of a new epoch would be made in vain."""
-    batches = Uniform(N, B, generator=torch.Generator().manual_seed(0))
+    batches = UniformBatches(N, B, generator=torch.Generator().manual_seed(0))
     batches.reads_snapshot = reads_snapshot
     ahead = made([images()], batches, workers=1)
     for step in range(4):
@@ -169,26 +172,37 @@ def test_drawn_rows_are_read_at_once() -> None:
 
 def test_a_file_that_cannot_be_read_is_named_by_the_step_that_needs_it(tmp_path: Path) -> None:
     data = files(tmp_path)
-    ahead = made([data], Uniform(N, N), workers=1, views=1)
+    ahead = made([data], UniformBatches(N, N), workers=1, views=1)
     (tmp_path / "03.png").write_bytes(b"text")
     with pytest.raises(ValueError, match=r"^1 unreadable file.*'03\.png'.*Repair or remove these files$"):
         ahead.next(0)
     ahead.close()
 
 
-def test_a_worker_that_dies_is_one_clear_error() -> None:
-    ahead = made([images()], workers=1)
+DIES = """
+import torch
+from negbank.samplers.batches import UniformBatches
+from negbank.train.data.ahead import Ahead
+from negbank.train.data.tensors import TensorData
+
+if __name__ == "__main__":
+    cpu, seeds = torch.device("cpu"), lambda step, tower, slots: slots
+    data = [TensorData(torch.zeros(40, 3))]
+    ahead = Ahead(data, UniformBatches(40, 8), seeds=seeds, views=2, piece=None, workers=1, device=cpu)
     ahead.next(0)
-    assert ahead._loader is not None
+    ahead._loader._iterator._workers[0].kill()
+    for step in range(1, 99):
+        ahead.next(step)
+"""
 
-    def die() -> None:
-        ahead._loader._iterator._workers[0].kill()  # type: ignore[union-attr]
-        for step in range(1, 99):
-            ahead.next(step)
 
-    # torch's signal handler may speak first, wherever the program is
-    with pytest.raises(RuntimeError, match=r"^(data\.workers=1: a worker died \()?DataLoader worker \(pid"):
-        die()
+def test_a_worker_that_dies_is_one_clear_error(tmp_path: Path) -> None:
+    """In a process of its own: torch's signal handler may speak first, wherever the program is."""
+    (tmp_path / "dies.py").write_text(DIES)
+    done = subprocess.run([sys.executable, tmp_path / "dies.py"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    said = done.stderr.strip().splitlines()[-1]
+    assert re.match(r"RuntimeError: (data\.workers=1: a worker died \()?DataLoader worker \(pid", said), done.stderr
 
 
 def test_what_is_said_of_a_dead_worker() -> None:

@@ -26,7 +26,9 @@ VERBS = (
     "negbank.train.commands.validate",
     "negbank.train.commands.list",
     "negbank.train.commands.schema",
-    "negbank.train.mine",
+    "negbank.train.commands.mine",
+    "negbank.train.commands.refilter",
+    "negbank.train.commands.index",
 )
 CODES = {
     "AblationError": 1, "CheckpointError": 1, "CompareError": 1, "DamagedError": 1, "DownloadError": 1,

@@ -11,7 +11,6 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 from tqdm import tqdm
+
+from negbank import files
 
 CHUNK = 2048
 """Texts encoded between two steps of the progress bar."""
@@ -59,11 +60,9 @@ class Encoder:
             key.update(f"{len(text)}\0{text}".encode())
         path = cache / f"{key.hexdigest()}.npy"
         if not path.exists():
+            rows = np.concatenate(list(self._chunks(texts, side, prompt, progress)))
             cache.mkdir(parents=True, exist_ok=True)
-            draft = path.with_suffix(f".{os.getpid()}.tmp")
-            with draft.open("wb") as file:
-                np.save(file, np.concatenate(list(self._chunks(texts, side, prompt, progress))))
-            draft.rename(path)
+            files.write(path, lambda file: np.save(file, rows), shared=True)
         return np.load(path, mmap_mode="r")
 
     def _chunks(self, texts: Sequence[str], side: str, prompt: str | None, progress: bool) -> Any:
@@ -124,6 +123,18 @@ def imported(name: str, argument: str) -> Any:
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"{argument}={name}: {error}; expected module:callable, importable from here") from None
     return found() if attribute.endswith("()") else found
+
+
+def scorer(name: str) -> Any:
+    """The callable (query ids, corpus ids) → scores that "module:attribute" names.
+
+    Raises:
+        ValueError: where there is none, or something else.
+    """
+    found = imported(name, "rescore")
+    if not callable(found):
+        raise ValueError(f"rescore={name}: a {type(found).__name__}; expected (query ids, corpus ids) to scores")
+    return found
 
 
 def _found(name: str) -> Any:

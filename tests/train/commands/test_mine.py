@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import csv
+import inspect
 import json
 import os
 import shlex
 import subprocess
 import sys
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
-from negbank.train.commands import main
-from negbank.train.embed import fingerprint
-from negbank.train.mine import EXAMPLES
 
 from negbank import MiningResult, mine_hard_negatives
+from negbank.mining.rules import Rules
+from negbank.train.commands import main
+from negbank.train.commands.mine import EXAMPLES
+from negbank.train.mining.arguments import CHOICES, RULES, SEARCH
 
 WORDS = ["red", "green", "blue", "cat", "dog", "bird", "runs", "sings", "sleeps", "flies"]
 
@@ -291,6 +294,30 @@ def test_help_has_three_worked_examples_that_parse(capsys):
         parser().parse_args(shlex.split(command)[1:])
 
 
+def test_arguments_are_those_of_the_function():
+    known = inspect.signature(mine_hard_negatives, eval_str=True).parameters
+    assert set(RULES) | set(SEARCH) | {"rescore", "out", "exclude"} <= set(known)
+    assert set(RULES) == set(Rules._fields)
+    for name, choices in CHOICES.items():
+        assert get_args(known[name].annotation) == choices
+    for name, (kind, text) in {**RULES, **SEARCH}.items():
+        default = known[name].default
+        assert default is None or f"({default})" in text or f"({default});" in text, name
+        assert default is None or isinstance(default, kind)
+
+
+def test_help_needs_neither_torch_nor_numpy_nor_faiss():
+    code = (
+        "import sys\n"
+        "from negbank.train.commands import main\n"
+        "for verb in ('mine', 'refilter', 'index'):\n"
+        "    try: main([verb, '--help'])\n"
+        "    except SystemExit as found: assert not found.code\n"
+        "assert not {'torch', 'numpy', 'faiss', 'numba'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
 def test_torchrun_writes_what_one_process_writes(arrays, tmp_path):
     command = ["mine", "--corpus", "corpus.npy", "--queries", "queries.npy", "--query-batch", "7", "--quiet"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
@@ -314,11 +341,3 @@ def test_torchrun_writes_what_one_process_writes(arrays, tmp_path):
     )
     for name in ("indptr", "negatives", "scores", "candidates"):
         assert (tmp_path / "one" / f"{name}.npy").read_bytes() == (tmp_path / "two" / f"{name}.npy").read_bytes()
-
-
-def test_a_fingerprint_follows_weights_not_names():
-    first, second = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
-    assert fingerprint(first) != fingerprint(second)
-    second.load_state_dict(first.state_dict())
-    assert fingerprint(first) == fingerprint(second)
-    assert fingerprint(len) is None

@@ -1,0 +1,32 @@
+"""`negbank refilter`."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from negbank.train.mining.arguments import RULES, TEXTS, add_outputs, add_rules, given, write
+
+
+def add(commands: Any) -> None:
+    """Register the verb."""
+    refilter = commands.add_parser(
+        "refilter", help="other thresholds on a mining result, without a new search",
+        description="Choose again among the candidates that a mining result kept. What is not given stays as it was.",
+    )  # fmt: skip
+    refilter.add_argument("result", type=Path, metavar="RESULT")
+    add_rules(refilter, RULES)
+    add_outputs(refilter)
+
+
+def run(options: Namespace) -> int:
+    """Save what other rules give."""
+    from negbank import MiningResult
+
+    result = MiningResult.load(options.result).refilter(**given(options, RULES))
+    result.save(options.out)
+    texts = options.result / TEXTS
+    write(result, tuple(json.loads(texts.read_text())) if texts.exists() else None, options)
+    return 0
