@@ -23,7 +23,7 @@ from negbank.proposals import Probe, measure
 from negbank.refresh import Refresher
 from negbank.snapshot import Snapshot
 from negbank.train import optim, registry
-from negbank.train.config.schema import described
+from negbank.train.config.schema import described, model
 from negbank.train.config.sections import COMMON, Options
 from negbank.train.data.contract import Data, Pairs, Splits, describes, num_rows, sides, subset
 from negbank.train.data.tensors import read_labels
@@ -126,7 +126,9 @@ def build(
     found: list[Any] = _encoders(config, data, encoder)
     encoders = [each.to(device, memory_format=torch.channels_last) for each in found]
     inference = [Inference(each, device=device, autocast=autocast) for each in encoders]
-    hooks = {name: make("hook", getattr(config, name, Options())) for name in registry.names("hook")}
+    hooks = {
+        name: make("hook", getattr(config, name, None) or model("hook", name)()) for name in registry.names("hook")
+    }
     refreshers: list[Refresher | None] = [None] * len(data)
     supplied = {
         "num_rows": count, "views": views_of(len(data)), "device": device, "seed": config.run.seed,
