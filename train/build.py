@@ -40,6 +40,7 @@ from negbank.train.trainer import Trainer
 from torch import Tensor, nn
 
 from negbank import EmbeddingBank, Exclusions, Refresher, Snapshot
+from negbank.counter import Counter
 from negbank.index import empty_index
 from negbank.proposals import Cells, HeadTail, Nearest, Probe, Proposal, StaleSoftmax, Uniform, measure
 
@@ -105,7 +106,9 @@ def build(config: Config, *, embedder: nn.Module | None = None, splits: Splits |
 
     batches = build_batches(config, count, encode)
     refresher = None
-    task = Task(count, device, generator(seed, "negatives"), lambda: None if refresher is None else refresher.staleness)
+    task = Task(
+        count, device, Counter.of(seed).at("negatives"), lambda: None if refresher is None else refresher.staleness
+    )
     negatives = build_negatives(config, task)
     if wants_snapshot(config, batches, negatives):
         require_factory(config.index.factory, width)
@@ -234,8 +237,8 @@ def build_batches(
         options["proposal"] = functools.partial(_proposal, options["proposal"], config, allowed, lambda: None)
     if getattr(config.batches, "groups", None) is not None:
         options["groups"] = labels(config.batches.groups)
-    random = generator(config.run.seed, "batches")
-    return BATCHES[config.batches.type](num_rows, config.batches.batch_size, generator=random, **options)
+    counter = Counter.of(config.run.seed).at("batches")
+    return BATCHES[config.batches.type](num_rows, config.batches.batch_size, counter=counter, **options)
 
 
 BATCHES: dict[str, Callable[..., BatchSampler]] = {
@@ -286,10 +289,10 @@ def staleness_probe(
     """What the refresher measures for proposals that adapt; None where none does."""
     if not getattr(getattr(config.negatives, "proposal", None), "adapt", False):
         return None
-    seed = generator(config.run.seed, "negatives").initial_seed()
+    counter = Counter.of(config.run.seed).at("probe")
 
     def probe(snapshot: Snapshot, encode: Callable[[Tensor], Tensor], step: int) -> Probe:
-        random = torch.Generator().manual_seed(seed + step)  # of the step alone: nothing to resume
+        random = counter.at(step).generator()
         every = torch.arange(num_rows, device=snapshot.vectors.device) if snapshot.rows is None else snapshot.rows
         rows = every[torch.randperm(len(every), generator=random)[: config.refresh.probe_rows // 4].to(every.device)]
         return measure(
@@ -305,7 +308,7 @@ class Task(NamedTuple):
 
     num_rows: int
     device: torch.device
-    generator: torch.Generator
+    counter: Counter
     staleness: Staleness
     views: int = 2
     exclude: Exclusions | None = None
@@ -350,14 +353,14 @@ def _moco(config: Config, task: Task) -> NegativeSampler:
 
 def _hardest(config: Config, task: Task) -> NegativeSampler:
     return Hardest(
-        task.num_rows, temperature=config.loss.temperature, exclude=task.exclude, generator=task.generator,
+        task.num_rows, temperature=config.loss.temperature, exclude=task.exclude, counter=task.counter,
         **_chosen(config),
     )  # fmt: skip
 
 
 def _negative_cache(config: Config, task: Task) -> NegativeSampler:
     return NegativeCache(
-        task.num_rows, temperature=config.loss.temperature, exclude=task.exclude, generator=task.generator,
+        task.num_rows, temperature=config.loss.temperature, exclude=task.exclude, counter=task.counter,
         device=task.device, **_chosen(config),
     )  # fmt: skip
 
@@ -384,7 +387,7 @@ def _emc2(config: Config, task: Task) -> NegativeSampler:
         score=options.score,
         batch_views=options.batch_views,
         exclude=exclude,
-        generator=task.generator,
+        counter=task.counter,
         device=task.device,
     )
 
@@ -402,7 +405,7 @@ def _importance(config: Config, task: Task) -> NegativeSampler:
         batch=options.batch,
         positive=options.positive,
         exclude=exclude,
-        generator=task.generator,
+        counter=task.counter,
     )
 
 

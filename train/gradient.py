@@ -10,8 +10,8 @@ of negatives as the sampler stands, over n such draws with mean ḡ, in units of
 
 A bias below `noise` = s/√n is not told from none. Both gradients are of two fixed views a row, a drawn row under one of
 them at random, in evaluation mode (where batch norm makes no embedding depend on its batch) and float32. The encoder,
-the optimiser and the bank are left alone, and every draw begins with the sampler's state of the moment, but for its
-generator. What was drawn is undone: the run goes on as without the measurement. Small data: it takes O(N²) scores.
+the optimiser and the bank are left alone, and every draw begins with the sampler's state of the moment, at a step of
+its own. What was drawn is undone: the run goes on as without the measurement. Small data: it takes O(N²) scores.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def exact_gradient(embedder: nn.Module, views: Tensor, *, temperature: float) ->
 
 
 def _estimate(trainer: Trainer, views: Tensor, step: int) -> Tensor:
-    """The surrogate's gradient (P,) for the trainer's next batch; the sampler's state, not its generator, put back."""
+    """The surrogate's gradient (P,) for the trainer's next batch, as if at `step`; the sampler's state is put back."""
     negatives, before = trainer.negatives, trainer.negatives.state_dict()
     rows = torch.tensor(next(chain.from_iterable(repeat(trainer.batches))), device=trainer.device)
     embeddings = trainer.embedder(views[:, rows].flatten(0, 1)).float()
@@ -107,8 +107,7 @@ def _estimate(trainer: Trainer, views: Tensor, step: int) -> Tensor:
     batch = EncodedBatch.from_views(rows, embeddings, drawn, keys, expected(trainer.batches, rows))
     loss = surrogate(batch, negatives(batch, ticket)[0], temperature=trainer.temperature)
     gradient = _flat(loss, trainer.embedder)
-    after = negatives.state_dict()
-    negatives.load_state_dict({**before, **{k: v for k, v in after.items() if k == "generator"}})
+    negatives.load_state_dict(before)
     return gradient
 
 

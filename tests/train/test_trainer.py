@@ -44,7 +44,7 @@ def make(negatives=None, batches=None, **options):
         module,
         images(),
         augment=lambda x, generator: x.float() / 255,
-        batches=batches or UniformBatches(ROWS, 10, generator=torch.Generator().manual_seed(1)),
+        batches=batches or UniformBatches(ROWS, 10),
         negatives=negatives or InBatch(temperature=0.2),
         bank=EmbeddingBank(ROWS, 8),
         refresher=None,

@@ -20,10 +20,11 @@ from negbank.train.build import (
     wants_snapshot,
 )
 from negbank.train.options import Config
-from negbank.train.pairs.trainer import PairTrainer, Read, Side, encode
+from negbank.train.pairs.trainer import NAMES, PairTrainer, Read, Side, encode
 from torch import Tensor, nn
 
 from negbank import EmbeddingBank, Exclusions, Refresher
+from negbank.counter import Counter
 
 
 def build_pairs(
@@ -63,8 +64,11 @@ def build_pairs(
     steps = config.run.steps or config.run.epochs * len(batches)  # type: ignore[operator]
     if config.optim.warmup >= steps:
         raise ValueError(f"optim.warmup={config.optim.warmup}: the run has only {steps} steps; make it shorter")
-    random = generator(seed, "negatives")
-    sides = [_side(config, num_rows, *each, batches, device, _spawn(random), exclude) for each in (left, right)]
+    counter = Counter.of(seed).at("negatives")
+    sides = [
+        _side(config, num_rows, *each, batches, device, counter.at(name), exclude)
+        for name, each in zip(NAMES, (left, right))
+    ]
     learned = [tensor for side in sides for tensor in side.negatives.learned]
     precision = choose_precision(config.run.precision, device)
     trainer = PairTrainer(
@@ -88,13 +92,13 @@ def _side(
     read: Read,
     batches: BatchSampler,
     device: torch.device,
-    random: torch.Generator,
+    counter: Counter,
     exclude: Exclusions | None,
 ) -> Side:
     """One side, its bank still empty."""
     fresh: Callable[[Tensor], Tensor] = functools.partial(encode, encoder, read)
     bank = EmbeddingBank(num_rows, fresh(torch.arange(1)).shape[1], device=device)
-    negatives = build_negatives(config, Task(num_rows, device, random, lambda: None, views=1, exclude=exclude))
+    negatives = build_negatives(config, Task(num_rows, device, counter, lambda: None, views=1, exclude=exclude))
     if not wants_snapshot(config, batches, negatives):
         return Side(encoder, read, bank, negatives)
     require_factory(config.index.factory, bank.vectors.shape[1])
@@ -111,8 +115,3 @@ def _side(
         seed=config.run.seed,
     )
     return Side(encoder, read, bank, negatives, refresher)
-
-
-def _spawn(random: torch.Generator) -> torch.Generator:
-    """A stream of its own, seeded by the next draw of `random`."""
-    return torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=random)))
