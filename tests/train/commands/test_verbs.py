@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from negbank.train.commands import main
-from negbank.train.data.sources import DownloadError
+from negbank.train.data.images.sources import DownloadError
 from PIL import Image
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
@@ -142,7 +142,7 @@ def test_data_that_cannot_be_read_end_with_one_line(error, code, config_file, tm
     def fail(*arguments, **options):
         raise error
 
-    monkeypatch.setattr("negbank.train.data.sources.load", fail)
+    monkeypatch.setattr("negbank.train.data.images.sources.digits", fail)
     for command in (["eval", tmp_path / "run"], ["train", config_file, f"run.dir={tmp_path}/other"],
                     ["train", "--resume", tmp_path / "run"], ["compare", comparison]):  # fmt: skip
         found, _, err = run(capsys, *command)
