@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import zipfile
 from pathlib import Path
 
@@ -76,10 +77,13 @@ def test_validate_reports_every_file(config_file, tmp_path, capsys):
     assert "'prosampler' is unknown" in err
 
 
-def test_keys_lists_them(capsys):
-    code, out, _ = run(capsys, "keys")
+def test_list_and_schema(capsys):
+    code, out, _ = run(capsys, "list", "train")
     assert code == 0
     assert "refresh.every = 1" in out
+    code, out, _ = run(capsys, "schema")
+    assert code == 0
+    assert "negatives" in json.loads(out)["properties"]
 
 
 @pytest.mark.parametrize(
