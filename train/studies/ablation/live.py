@@ -51,7 +51,7 @@ class Live(Hook):
     ) -> None:
         self._every, self.reads_snapshot = every, every is not None
         self._temperatures, self._budgets, self._queries = temperatures, sorted(budgets), queries
-        self._proposals = every() if proposals is None else [each.section for each in proposals]
+        self._proposals = defaults() if proposals is None else [each.section for each in proposals]
         self._anchors = anchors
         self._store: Store | None = None
 
