@@ -7,6 +7,7 @@ its snapshot.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,6 +28,7 @@ from negbank.train.config.schema import described, model
 from negbank.train.config.sections import COMMON, Options
 from negbank.train.data.contract import Data, Pairs, Splits, describes, num_rows, sides, subset
 from negbank.train.data.tensors import read_labels
+from negbank.train.encoders.embedder import Embedder
 from negbank.train.evaluate import Evaluation
 from negbank.train.hooks import Hook
 from negbank.train.inference import Inference
@@ -123,8 +125,11 @@ def build(
     autocast = functools.partial(
         torch.autocast, device.type, dtype=torch.bfloat16, enabled=precision == "bf16", cache_enabled=True
     )
-    found: list[Any] = _encoders(config, data, encoder)
-    encoders = [each.to(device, memory_format=torch.channels_last) for each in found]
+    given: list[Any] = _encoders(config, data, encoder)
+    modules = {each: each.to(device, memory_format=torch.channels_last) for each in given}
+    if encoder is not None:
+        modules = {own: unit(own, data[given.index(own)], device) for own in modules}
+    encoders = [modules[each] for each in given]
     inference = [Inference(each, device=device, autocast=autocast) for each in encoders]
     hooks = {
         name: make("hook", getattr(config, name, None) or model("hook", name)()) for name in registry.names("hook")
@@ -222,6 +227,23 @@ def _encoders(config: Any, sides: Sequence[Data], own: nn.Module | Sequence[nn.M
         build_encoder(section, side, generator(config.run.seed, "weights").initial_seed())
         for position, (section, side) in enumerate(zip(sections, sides))
     ]
+
+
+def unit(module: nn.Module, data: Data, device: torch.device) -> nn.Module:
+    """Your own module, with its embeddings scaled to norm 1 where they are not, and itself as the backbone then.
+
+    Raises:
+        ValueError: for anything but embeddings (n, D) of a width of at least 2.
+    """
+    found = Inference(module, device=device, autocast=contextlib.nullcontext).embeddings(data, torch.arange(2))
+    if found.ndim != 2 or len(found) != 2:
+        raise ValueError(
+            f"encoder: gave shape {tuple(found.shape)} for 2 inputs; have it give embeddings (n, D), one row an input"
+        )
+    if found.shape[1] < 2:
+        raise ValueError(f"encoder: gives embeddings of width {found.shape[1]}; unit rows need at least 2")
+    is_unit = torch.allclose(found.norm(dim=1), torch.ones(2, device=device), atol=1e-3)
+    return module if is_unit else Embedder(module, nn.Identity())
 
 
 def build_encoder(section: Options, data: Data, seed: int) -> nn.Module:

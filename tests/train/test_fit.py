@@ -72,7 +72,7 @@ def test_pairs_of_tensors(tmp_path):
     other = ROWS @ torch.randn(WIDTH, 7, generator=torch.Generator().manual_seed(2))
     right = nn.Linear(7, 8)
     found = negbank.fit(
-        (ROWS, other), [encoder(), right], batches={"batch_size": 24}, eval={"type": "retrieval", "ks": [1, 5]},
+        (ROWS, other), [encoder(), right], batches={"batch_size": 24}, eval={"type": "retrieval", "ks": (1, 5)},
         optim={"lr": 0.02}, run={"steps": 80, "dir": str(tmp_path / "run")},
     )  # fmt: skip
     assert found.summary["left_to_right_at_5"] > 3 * found.summary["untrained_left_to_right_at_1"]
@@ -82,7 +82,7 @@ def test_pairs_of_tensors(tmp_path):
 @pytest.mark.parametrize(
     ("module", "message"),
     [
-        (nn.Flatten(0), r"encoder: gave shape \(2880,\) for 240 inputs; .*one row an input"),
+        (nn.Flatten(0), r"encoder: gave shape \(24,\) for 2 inputs; .*one row an input"),
         (nn.Linear(WIDTH, 1), "encoder: gives embeddings of width 1"),
     ],
 )
