@@ -18,7 +18,7 @@ from negbank.train.build import Factory
 from negbank.train.data.contract import Pairs
 from negbank.train.hooks import Hook, Running
 from negbank.train.studies.ablation import results
-from negbank.train.studies.ablation.named import named
+from negbank.train.studies.ablation.named import defaults, named
 from negbank.train.studies.ablation.store import Store
 from negbank.train.studies.ablation.sweep import choose, keys_of, measured
 
