@@ -41,7 +41,6 @@ from typing import Any, NamedTuple
 import torch
 from negbank.samplers.batches import Drawn
 from negbank.samplers.negatives import Emc2, EncodedBatch, Importance, InBatch, Negatives, SogClr, Ticket
-from negbank.train.ablation.sources import moved
 from negbank.samplers.negatives import Emc2, EncodedBatch, Importance, InBatch, Negatives, SogClr
 from negbank.train.data.augment import PRESETS, Augment
 from negbank.train.data.sources import load

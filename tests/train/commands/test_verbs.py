@@ -10,7 +10,7 @@ from negbank.train.commands import main
 from negbank.train.data.images.sources import DownloadError
 from PIL import Image
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
