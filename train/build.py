@@ -315,10 +315,11 @@ def _probe(
         every = torch.arange(len(snapshot)) if snapshot.rows is None else snapshot.rows.cpu()
         chosen = every[torch.randperm(len(every), generator=random)[: config.refresh.probe_rows // 4]]
         rows = chosen.to(snapshot.vectors.device)
+        mine = None if queries is None else queries.read(rows)
         return measure(
             snapshot, rows, encode, temperature=config.loss.temperature, draws=2 * config.refresh.probe_rows,
-            fresh_queries=negatives.fresh_queries, generator=random, encode_queries=None if queries is None else anchors,
-            queries=None if queries is None else queries.read(rows),
+            fresh_queries=negatives.fresh_queries, generator=random, queries=mine,
+            encode_queries=None if mine is None else anchors,
         )  # fmt: skip
 
     return probe

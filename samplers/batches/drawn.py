@@ -20,12 +20,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from negbank.samplers.batches.planned import Planned
 from torch import Tensor
 
 from negbank.bounds import Annotated, Count, Ge, Section, checked
 from negbank.counter import Counter
 from negbank.proposals import Anchors, Proposal
+from negbank.samplers.batches.planned import Planned
 from negbank.snapshot import Snapshot
 
 BLOCK = 1024

@@ -9,12 +9,12 @@ from __future__ import annotations
 import numba
 import numpy as np
 import torch
-from negbank.samplers.batches.graph import ProximityGraph, index_graph
-from negbank.samplers.batches.planned import Planned
 from torch import Tensor
 
 from negbank.bounds import Annotated, Count, Ge, Labels, checked
 from negbank.counter import Counter
+from negbank.samplers.batches.graph import ProximityGraph, index_graph
+from negbank.samplers.batches.planned import Planned
 from negbank.snapshot import Snapshot
 
 

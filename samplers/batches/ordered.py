@@ -15,12 +15,12 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
-from negbank.samplers.batches.planned import Planned
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from negbank.bounds import Annotated, Count, Ge, Gt, Labels, Supplied, checked
 from negbank.counter import Counter
+from negbank.samplers.batches.planned import Planned
 from negbank.snapshot import Snapshot
 
 Encode = Callable[[Tensor], Tensor | tuple[Tensor, Tensor]]

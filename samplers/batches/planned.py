@@ -15,11 +15,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from negbank.samplers.batches.groups import check_groups, spread
 from torch import Tensor
 from torch.utils.data import Sampler
 
 from negbank.counter import Counter
+from negbank.samplers.batches.groups import check_groups, spread
 from negbank.snapshot import Snapshot
 
 

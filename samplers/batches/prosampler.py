@@ -23,12 +23,12 @@ from typing import Literal
 import numba
 import numpy as np
 import torch
-from negbank.samplers.batches.graph import ProximityGraph, candidate_graph, index_graph
-from negbank.samplers.batches.planned import Planned
 from torch import Tensor
 
 from negbank.bounds import Annotated, Count, Ge, Labels, Share, checked
 from negbank.counter import Counter, stream, uniform
+from negbank.samplers.batches.graph import ProximityGraph, candidate_graph, index_graph
+from negbank.samplers.batches.planned import Planned
 from negbank.snapshot import Snapshot
 
 PATIENCE = 16.0

@@ -21,14 +21,14 @@ import math
 from typing import Literal
 
 import torch
-from negbank.samplers.batches.partition import assign, cut
-from negbank.samplers.batches.planned import Planned
 from torch import Tensor
 from torch.nn.functional import normalize, softplus
 
 from negbank.bounds import Annotated, Count, Ge, Gt, Labels, Supplied, checked
-from negbank.index.kmeans import closeness, lloyd
 from negbank.counter import Counter
+from negbank.index.kmeans import closeness, lloyd
+from negbank.samplers.batches.partition import assign, cut
+from negbank.samplers.batches.planned import Planned
 from negbank.snapshot import Snapshot
 
 ITERATIONS = 300

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from negbank.samplers.batches.planned import Planned
 from torch import Tensor
 
 from negbank.bounds import Annotated, Count, Ge, Labels, checked
 from negbank.counter import Counter
+from negbank.samplers.batches.planned import Planned
 from negbank.snapshot import Snapshot
 
 

@@ -34,16 +34,16 @@ from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import torch
-from negbank.samplers.metropolis import NO_STATE
-from negbank.samplers.negatives.contract import EncodedBatch, Info, Negatives, NegativeSampler, Ticket, hardness
-from negbank.samplers.negatives.index_draws import Drawn, IndexDraws
-from negbank.samplers.negatives.visit import Kernels, Stale, rows_of, spread
 from torch import Tensor
 
 from negbank.bounds import Annotated, Count, Ge, Lt, Positive, Section, checked
 from negbank.counter import Counter
 from negbank.exclusions import Exclusions
 from negbank.proposals import Proposal
+from negbank.samplers.metropolis import NO_STATE
+from negbank.samplers.negatives.contract import EncodedBatch, Info, Negatives, NegativeSampler, Ticket, hardness
+from negbank.samplers.negatives.index_draws import Drawn, IndexDraws
+from negbank.samplers.negatives.visit import Kernels, Stale, rows_of, spread
 from negbank.snapshot import Snapshot
 
 

@@ -15,14 +15,14 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from negbank.samplers.negatives.contract import EncodedBatch, Info, Negatives, NegativeSampler, Ticket, hardness
-from negbank.samplers.negatives.index_draws import asked
 from torch import Tensor
 
 from negbank.bounds import Count, Positive, checked
 from negbank.counter import Counter, uniforms
 from negbank.exclusions import NO_ROW, Exclusions
 from negbank.proposals.contract import Anchors, search_allowed
+from negbank.samplers.negatives.contract import EncodedBatch, Info, Negatives, NegativeSampler, Ticket, hardness
+from negbank.samplers.negatives.index_draws import asked
 from negbank.snapshot import Snapshot
 
 REACH = 1024

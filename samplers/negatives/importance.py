@@ -29,14 +29,14 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
-from negbank.samplers.negatives.contract import EncodedBatch, Info, Negatives, NegativeSampler, Ticket, hardness
-from negbank.samplers.negatives.index_draws import Drawn, IndexDraws
 from torch import Tensor
 
 from negbank.bounds import Annotated, Ge, Positive, Section, checked
 from negbank.counter import Counter
 from negbank.exclusions import Exclusions
 from negbank.proposals import Proposal
+from negbank.samplers.negatives.contract import EncodedBatch, Info, Negatives, NegativeSampler, Ticket, hardness
+from negbank.samplers.negatives.index_draws import Drawn, IndexDraws
 from negbank.snapshot import Snapshot
 
 

@@ -20,15 +20,15 @@ import math
 from typing import Any, Literal
 
 import torch
-from negbank.samplers.negatives.contract import EncodedBatch, Info, Negatives, NegativeSampler, Ticket, hardness
-from negbank.samplers.negatives.gumbel import Draws, draw_exact, draw_indexed
-from negbank.samplers.negatives.index_draws import asked
 from torch import Tensor
 
 from negbank.bank import EmbeddingBank, unit_rows
 from negbank.bounds import Annotated, Count, Ge, Positive, Share, checked
 from negbank.counter import Counter, uniforms
 from negbank.exclusions import Exclusions
+from negbank.samplers.negatives.contract import EncodedBatch, Info, Negatives, NegativeSampler, Ticket, hardness
+from negbank.samplers.negatives.gumbel import Draws, draw_exact, draw_indexed
+from negbank.samplers.negatives.index_draws import asked
 from negbank.snapshot import Snapshot
 
 

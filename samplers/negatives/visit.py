@@ -20,13 +20,13 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from negbank.samplers.metropolis import NO_STATE, acceptance, accepted, log_uniforms, scan
-from negbank.samplers.negatives.contract import Info
-from negbank.samplers.negatives.index_draws import Drawn
 from torch import Tensor
 
 from negbank.counter import Counter, uniforms
 from negbank.exclusions import Exclusions
+from negbank.samplers.metropolis import NO_STATE, acceptance, accepted, log_uniforms, scan
+from negbank.samplers.negatives.contract import Info
+from negbank.samplers.negatives.index_draws import Drawn
 
 IN_BATCH, INDEX = 0, 1
 """Kernels of the scan. A pool has one, in place of INDEX."""

@@ -4,12 +4,12 @@ from functools import partial
 
 import pytest
 import torch
-from negbank.samplers.batches import Drawn, Knn, Ordered, ProSampler, Spectral, UniformBatches
 from torch.utils.data import DataLoader, TensorDataset
 
 from negbank import Snapshot
 from negbank.counter import Counter
 from negbank.proposals import Nearest
+from negbank.samplers.batches import Drawn, Knn, Ordered, ProSampler, Spectral, UniformBatches
 
 ROWS = 53
 SAMPLERS = {

@@ -8,11 +8,11 @@ from collections import Counter
 
 import pytest
 import torch
-from negbank.samplers.batches import Knn, ProSampler
-from negbank.samplers.batches.graph import ProximityGraph, candidate_graph, index_graph
 from scipy.stats import chi2_contingency, hypergeom
 
 from negbank import Snapshot, counter
+from negbank.samplers.batches import Knn, ProSampler
+from negbank.samplers.batches.graph import ProximityGraph, candidate_graph, index_graph
 
 
 def seeded(seed=0):

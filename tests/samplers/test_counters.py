@@ -6,12 +6,12 @@ from functools import partial
 
 import pytest
 import torch
-from negbank.samplers import batches
-from negbank.samplers.negatives import Emc2, EncodedBatch, Hardest, Importance, NegativeCache
 
 from negbank import Snapshot
 from negbank.counter import Counter
 from negbank.proposals import Nearest
+from negbank.samplers import batches
+from negbank.samplers.negatives import Emc2, EncodedBatch, Hardest, Importance, NegativeCache
 
 N, D, T = 60, 8, 0.3
 NEAREST = partial(Nearest, k=8, temperature=T, floor=0.3)

@@ -4,11 +4,11 @@ from functools import partial
 
 import pytest
 import torch
-from negbank.samplers.batches import Drawn, Knn
-from negbank.samplers.negatives import EncodedBatch, Importance
 
 from negbank import Snapshot
 from negbank.proposals import Anchors, HeadTail, StaleSoftmax
+from negbank.samplers.batches import Drawn, Knn
+from negbank.samplers.negatives import EncodedBatch, Importance
 
 N, D, B, GROUP, TEMPERATURE = 200, 8, 16, 4, 0.15
 PROPOSALS = {

@@ -4,13 +4,13 @@ from functools import partial
 
 import pytest
 import torch
-from negbank.samplers.batches import UniformBatches
-from negbank.samplers.metropolis import NO_STATE
-from negbank.samplers.negatives import Emc2, EncodedBatch
 
 from negbank import Exclusions, Snapshot
 from negbank.counter import Counter
 from negbank.proposals import Nearest, Uniform
+from negbank.samplers.batches import UniformBatches
+from negbank.samplers.metropolis import NO_STATE
+from negbank.samplers.negatives import Emc2, EncodedBatch
 
 N, D, TEMPERATURE = 80, 8, 0.4
 NEAREST = partial(Nearest, k=12, temperature=TEMPERATURE, floor=0.3)

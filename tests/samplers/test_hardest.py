@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from negbank.samplers.negatives import EncodedBatch, Hardest
-from negbank.train.losses import surrogate
 
 from negbank import Exclusions, Snapshot
+from negbank.samplers.negatives import EncodedBatch, Hardest
+from negbank.train.losses import surrogate
 
 N, D, B, TEMPERATURE = 50, 8, 10, 0.3
 ROWS = torch.arange(B)

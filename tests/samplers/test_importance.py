@@ -4,12 +4,12 @@ from functools import partial
 
 import pytest
 import torch
-from negbank.samplers.batches import UniformBatches
-from negbank.samplers.negatives import EncodedBatch, Importance, InBatch
 
 from negbank import Exclusions, Snapshot
 from negbank.counter import Counter
 from negbank.proposals import Nearest, Uniform
+from negbank.samplers.batches import UniformBatches
+from negbank.samplers.negatives import EncodedBatch, Importance, InBatch
 
 N, D, TEMPERATURE = 60, 8, 0.3
 NEAREST = partial(Nearest, k=10, temperature=TEMPERATURE, floor=0.3)

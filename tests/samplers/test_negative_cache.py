@@ -2,14 +2,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from negbank.samplers.negatives import EncodedBatch, NegativeCache
-from negbank.samplers.negatives.gumbel import draw_exact, draw_indexed
-from negbank.train.losses import surrogate
 from scipy.stats import chisquare
 
 from negbank import ExactIndex, Exclusions, Snapshot
 from negbank.counter import Counter
 from negbank.index import Neighbors
+from negbank.samplers.negatives import EncodedBatch, NegativeCache
+from negbank.samplers.negatives.gumbel import draw_exact, draw_indexed
+from negbank.train.losses import surrogate
 
 N, D, B, TEMPERATURE = 200, 8, 6, 0.25
 ROWS = torch.arange(B) * 30

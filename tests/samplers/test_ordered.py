@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from negbank.samplers.batches import Ordered
-from negbank.samplers.batches.ordered import batch_losses
 from torch.nn.functional import cross_entropy
 
 from negbank import Snapshot
+from negbank.samplers.batches import Ordered
+from negbank.samplers.batches.ordered import batch_losses
 
 
 def seeded(seed=0):

@@ -6,12 +6,12 @@ from functools import partial
 
 import pytest
 import torch
-from negbank.samplers.mixing import laws
-from negbank.samplers.negatives import Emc2, EncodedBatch, Hardest, Importance, NegativeCache
 from torch import nn
 
 from negbank import Snapshot
 from negbank.proposals import Nearest
+from negbank.samplers.mixing import laws
+from negbank.samplers.negatives import Emc2, EncodedBatch, Hardest, Importance, NegativeCache
 
 N, B, D, TEMPERATURE = 60, 8, 8, 0.3
 ROWS = torch.arange(B) * 7

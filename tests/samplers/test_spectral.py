@@ -3,9 +3,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from negbank.samplers.batches import Spectral
-from negbank.samplers.batches.partition import assign, cut
-from negbank.samplers.batches.spectral import centres, embedding, equal_clusters, log_affinity
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 from sklearn.cluster import KMeans, SpectralClustering
@@ -14,8 +11,11 @@ from sklearn.metrics import adjusted_rand_score
 from torch.nn.functional import normalize
 
 from negbank import Snapshot
-from negbank.index.kmeans import closeness, lloyd
 from negbank.counter import Counter
+from negbank.index.kmeans import closeness, lloyd
+from negbank.samplers.batches import Spectral
+from negbank.samplers.batches.partition import assign, cut
+from negbank.samplers.batches.spectral import centres, embedding, equal_clusters, log_affinity
 
 
 def seeded(seed=0):
