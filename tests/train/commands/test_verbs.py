@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
+
 from negbank.train.commands import main
 from negbank.train.data.images.sources import DownloadError
-from PIL import Image
 
 ROOT = Path(__file__).parents[3]
 
