@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 
 import torch
+
 from negbank.samplers.metropolis import NO_STATE, Scan, log_uniforms, scan, scan_reference
 
 TEMPERATURE = 0.07
