@@ -63,12 +63,11 @@ def fit(
         given["encoder"] = {"type": "own"}
     config, _ = parse(given, source="fit")
     splits = data if isinstance(data, Splits) else Splits(as_data(data), None if test is None else as_data(test), ())
-    modules = encoder if encoder is None or isinstance(encoder, nn.Module) else nn.ModuleList(encoder)
     kept: list[nn.Module] = []
     if resume:
-        summary = resume_run(Path(config.run.dir), encoder=modules, splits=splits, keep=kept)
+        summary = resume_run(Path(config.run.dir), encoder=encoder, splits=splits, keep=kept)
     else:
-        summary = start(config, overwrite=overwrite, encoder=modules, splits=splits, keep=kept)
+        summary = start(config, overwrite=overwrite, encoder=encoder, splits=splits, keep=kept)
     trained = [module.eval() for module in kept]
     return Fitted(trained[0] if len(trained) == 1 else trained, summary)
 

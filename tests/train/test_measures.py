@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lightly.utils.benchmarking import knn_predict
-from negbank.train import measures as evaluate
+from negbank.train.evaluate import measures as evaluate
 from negbank.train.evaluate.measures import (
     alignment,
     global_loss,

@@ -62,8 +62,9 @@ def parse(
     elif root == "compare" and isinstance(over, dict):
         switch_types(data.get("base"), over.get("base"), notes, below="base.")
         methods, changed = data.get("methods"), over.get("methods")
-        for name in methods if isinstance(methods, dict) and isinstance(changed, dict) else ():
-            switch_types(methods[name], changed.get(name), notes, below=f"methods.{name}.")
+        if isinstance(methods, dict) and isinstance(changed, dict):
+            for name in methods:
+                switch_types(methods[name], changed.get(name), notes, below=f"methods.{name}.")
     config, found = check(merge(data, over), root)
     if problems + found:
         raise ConfigError(source, problems + found)

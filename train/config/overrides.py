@@ -94,9 +94,7 @@ def merge(base: Any, over: Any) -> Any:
     return over
 
 
-def switch_types(
-    data: Any, over: Any, notes: list[str], *, below: str = "", kinds: Sequence[str] = SECTIONS
-) -> None:
+def switch_types(data: Any, over: Any, notes: list[str], *, below: str = "", kinds: Sequence[str] = SECTIONS) -> None:
     """Where `over` sets another `type` than a run's sections in `data`, drop the old type's options the new one lacks.
 
     Args:

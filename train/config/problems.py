@@ -51,7 +51,7 @@ def lines(errors: Iterable[Mapping[str, Any]], root: type[Options]) -> dict[str,
 
 
 def _unknown(error: Mapping[str, Any], root: type[Options]) -> str:
-    _, kind = at(root, error["loc"])
+    kind = at(root, error["loc"])[1] or ""
     name = error["input"].get("type")
     return f"{name!r} is unknown{suggest(str(name), [*registry.names(kind), *registry.ALIASES.get(kind, {})])}"
 

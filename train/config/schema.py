@@ -94,10 +94,10 @@ def _field(option: Option, inside: tuple[str, str] | None = None) -> tuple[Any, 
     if option.section is None:
         extra = {} if option.default is REQUIRED else {"default": _plain(option.default)}
         return option.annotation, Field(**extra, description=option.help)
-    kind, mark = section(option.section, inside), option.section
+    mark, kind = option.section, section(option.section, inside)
     if option.several:
         default = [{"type": name} for name in registry.names(mark.kind)] if option.default is None else option.default
-        return list[kind], Field(default_factory=lambda: list(default), description=option.help)
+        return list.__class_getitem__(kind), Field(default_factory=lambda: list(default), description=option.help)
     return kind, Field(default_factory=dict, description=option.help)
 
 

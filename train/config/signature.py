@@ -31,8 +31,8 @@ PAPER = re.compile(r"([A-Z][\w’'-]+(?: et al\.| (?:&|and) [A-Z][\w-]+)),?[^;]{
 
 
 class Option(NamedTuple):
-    """One key: its name, type with bounds, default, help; the section it is made from, or of which there are several; the
-    key it follows where it is not set; whether it is a file of labels."""
+    """One key: its name, type with bounds, default, help; the section it is made from, or of which there are several;
+    the key it follows where it is not set; whether it is a file of labels."""
 
     name: str
     annotation: Any
@@ -159,7 +159,7 @@ def _source(target: str | Callable[..., Any]) -> tuple[ast.Module, ast.ClassDef 
 def _initialiser(node: ast.ClassDef) -> ast.FunctionDef:
     """The class's own __init__; one that has none has no options."""
     found = (each for each in node.body if isinstance(each, ast.FunctionDef) and each.name == "__init__")
-    return next(found, ast.parse("def __init__(self): ...").body[0])  # type: ignore[return-value,arg-type]
+    return next(found, ast.parse("def __init__(self): ...").body[0])  # type: ignore[return-value]
 
 
 @functools.cache

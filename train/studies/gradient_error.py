@@ -171,8 +171,11 @@ def exact_gradient(
                 slope += 0 if more is None else more
     total = torch.zeros((), device=z[0].device)
     for t, encoder in enumerate(encoders):
-        for part, slope in zip(blocks(t), slopes[t].split(INPUTS)):
-            total = total + _gradient((encoder(part).float() * slope).sum(), encoders)
+        end = 0
+        for part in blocks(t):
+            found = encoder(part).float()
+            start, end = end, end + len(found)
+            total = total + _gradient((found * slopes[t][start:end]).sum(), encoders)
     return total
 
 
