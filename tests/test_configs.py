@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from negbank.train.build import make
 from negbank.train.config import load, root_of
 

@@ -150,12 +150,12 @@ def build(
         return {"probe": None if refresher is None else refresher.probe}
 
     batches = make(
-        "batches", config.batches, **supplied, counter=stream(config, "batches"), generator=generator(config.run.seed, "batches"),
+        "batches", config.batches, **supplied, counter=stream(config, "batches"),
         encode=functools.partial(embed, 0, counted=True), late=functools.partial(staleness, 0),
     )  # fmt: skip
     negatives = [
         make(
-            "negatives", config.negatives, **supplied, counter=stream(config, "negatives", way.anchors), generator=generator(config.run.seed, "negatives"),
+            "negatives", config.negatives, **supplied, counter=stream(config, "negatives", way.anchors),
             late=functools.partial(staleness, way.keys),
         )
         for way in ways
@@ -195,11 +195,6 @@ def build(
     return Assembly(config, splits, trainer, inference, evaluation, hooks, steps, notes, device, precision)
 
 
-def generator(seed: int, stream: str) -> torch.Generator:
-    STREAMS = ("weights", "batches", "views", "negatives")
-    return torch.Generator().manual_seed(seed * len(STREAMS) + STREAMS.index(stream))
-
-
 def stream(config: Any, name: str, *place: int) -> Counter:
     """The random numbers of one part of a run."""
     return Counter.of(config.run.seed).at(name, *place)
@@ -224,7 +219,7 @@ def _encoders(config: Any, sides: Sequence[Data], own: nn.Module | Sequence[nn.M
         return found
     sections = [config.encoder, config.encoder_right or config.encoder][: len(sides)]
     return [
-        build_encoder(section, side, generator(config.run.seed, "weights").initial_seed())
+        build_encoder(section, side, stream(config, "weights", position).key)
         for position, (section, side) in enumerate(zip(sections, sides))
     ]
 
@@ -320,10 +315,11 @@ def _probe(
         every = torch.arange(len(snapshot)) if snapshot.rows is None else snapshot.rows.cpu()
         chosen = every[torch.randperm(len(every), generator=random)[: config.refresh.probe_rows // 4]]
         rows = chosen.to(snapshot.vectors.device)
+        mine = None if queries is None else queries.read(rows)
         return measure(
             snapshot, rows, encode, temperature=config.loss.temperature, draws=2 * config.refresh.probe_rows,
-            fresh_queries=negatives.fresh_queries, generator=random, encode_queries=None if queries is None else anchors,
-            queries=None if queries is None else queries.read(rows),
+            fresh_queries=negatives.fresh_queries, generator=random, queries=mine,
+            encode_queries=None if mine is None else anchors,
         )  # fmt: skip
 
     return probe

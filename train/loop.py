@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 from types import FrameType
@@ -64,7 +64,7 @@ class Loop:
         with (
             closing(self._board),
             (self.folder / METRICS).open("a") as self._metrics,
-            self._signals(),
+            handled(self._ask, signal.SIGTERM, signal.SIGINT),
             self._workers(),
             tqdm(
                 total=total,
@@ -205,27 +205,28 @@ class Loop:
         files.write(self.folder / "summary.json", json.dumps(summary, indent=1) + "\n")
         return summary
 
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """SIGTERM and SIGINT ask for a checkpoint at the next step boundary; a second SIGINT stops at once."""
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        """A signal asks for a checkpoint at the next step boundary; a second SIGINT stops at once."""
+        if self._asked is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self._asked = number
+        if self._done:  # in the last evaluation: the last checkpoint is written
+            raise Stopped(number, self.trainer.step_number)
 
-        def ask(number: int, frame: FrameType | None) -> None:
-            if self._asked is not None and number == signal.SIGINT:
-                raise KeyboardInterrupt
-            self._asked = number
-            if self._done:  # in the last evaluation: the last checkpoint is written
-                raise Stopped(number, self.trainer.step_number)
 
-        try:
-            before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
-        except ValueError:  # not the main thread, which alone may handle signals: the caller's handlers stay
-            yield
-            return
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+@contextmanager
+def handled(handler: Callable[[int, FrameType | None], None], *numbers: int) -> Iterator[None]:
+    """Signals go to a handler inside; but not in threads other than the main one, which alone may handle them."""
+    try:
+        before = {number: signal.signal(number, handler) for number in numbers}
+    except ValueError:
+        yield
+        return
+    try:
+        yield
+    finally:
+        for number, was in before.items():
+            signal.signal(number, was)
 
 
 def _finite(value: Any) -> bool:

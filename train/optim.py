@@ -10,7 +10,6 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from negbank.bounds import Ge, Lt, Positive
 
-
 Decay = Annotated[float, Ge(0), Lt(1)]
 
 

@@ -6,6 +6,7 @@ import inspect
 import re
 
 import pytest
+
 from negbank.samplers import batches, negatives
 
 NEGATIVES = ["Dcl", "Emc2", "Hardest", "Hcl", "ISogClr", "Importance", "InBatch", "Moco", "NegativeCache", "SogClr"]

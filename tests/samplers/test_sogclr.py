@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 from lightly.loss import DCLLoss
-from negbank.samplers.negatives import EncodedBatch, ISogClr, SogClr
-from negbank.train.losses import surrogate
 
 from negbank import Exclusions
+from negbank.samplers.negatives import EncodedBatch, ISogClr, SogClr
+from negbank.train.losses import surrogate
 
 N, B, D = 16, 6, 5
 

@@ -12,12 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from negbank.samplers.batches import ProSampler, UniformBatches
-from negbank.train.data.ahead import Ahead
-from negbank.train.data.contract import Data
-from negbank.train.data.dataset import FromDataset
-from negbank.train.data.images import Augment, Files, ImageArray, ImageData, ImageFiles
-from negbank.train.data.tensors import tensors
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import dropout
@@ -25,6 +19,12 @@ from torch.utils.data import TensorDataset
 
 from negbank import EmbeddingBank, Refresher
 from negbank.counter import Counter
+from negbank.samplers.batches import ProSampler, UniformBatches
+from negbank.train.data.ahead import Ahead
+from negbank.train.data.contract import Data
+from negbank.train.data.dataset import FromDataset
+from negbank.train.data.images import Augment, Files, ImageArray, ImageData, ImageFiles
+from negbank.train.data.tensors import tensors
 
 N, B, STEPS = 40, 8, 14
 CPU = torch.device("cpu")

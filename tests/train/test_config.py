@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import pytest
+from omegaconf import OmegaConf
+
 from negbank.train import registry
 from negbank.train.commands.list import lines
 from negbank.train.config import ConfigError, load, parse, root_model, to_dict
-from omegaconf import OmegaConf
 
 MINIMAL = {"run": {"steps": 100}}
 
@@ -157,7 +158,9 @@ def test_every_name_and_key_is_described():
             keys = [line for line in found if " = " in line and not line.startswith(" ")]
             assert len(set(keys)) == len(keys)
             assert all(line.strip() and not line.endswith("None") for line in found if line.startswith("    ")), found
-    promised = "batches.type negatives.type loss.temperature refresh.every run.dir run.seed run.steps eval.type data.type"
+    promised = (
+        "batches.type negatives.type loss.temperature refresh.every run.dir run.seed run.steps eval.type data.type"
+    )
     shown = [line.split(" ")[0].rstrip(":") for line in lines("train")]
     assert set(promised.split()) <= set(shown)
     assert any("Yau et al. 2024" in line for line in lines("negatives"))

@@ -9,6 +9,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lightly.utils.benchmarking import knn_predict
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor
+
 from negbank.train.evaluate import measures as evaluate
 from negbank.train.evaluate.measures import (
     alignment,
@@ -19,10 +24,6 @@ from negbank.train.evaluate.measures import (
     uniformity,
     view_retrieval,
 )
-from sklearn.linear_model import LogisticRegression
-from sklearn.neighbors import KNeighborsClassifier
-from sklearn.preprocessing import StandardScaler
-from torch import Tensor
 
 Data = tuple[Tensor, Tensor, Tensor, Tensor]
 

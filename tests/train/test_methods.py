@@ -7,11 +7,12 @@ import inspect
 
 import pytest
 import torch
+from torch import nn
+
+from negbank.train import registry
 from negbank.train.build import build
 from negbank.train.config import ConfigError, parse
-from negbank.train import registry
 from negbank.train.trainer import Trainer
-from torch import nn
 
 GROUP = {"norm": "group", "projector": {"norm": "none", "dim": 16}, "width": 16, "features": 16}
 BATCH = {"projector": {"dim": 16}, "width": 8, "features": 16}

@@ -7,11 +7,11 @@ import math
 import pytest
 import torch
 from lightly.utils.lars import LARS
+from torch import Tensor, nn
+
 from negbank.train import registry
 from negbank.train.lars import Lars
 from negbank.train.optim import cosine_with_warmup, parameter_groups
-from torch import Tensor, nn
-
 
 OPTIMISERS = tuple(registry.REGISTRY["optim"])
 

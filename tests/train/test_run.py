@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
+
 from negbank.train import checkpoint
 from negbank.train.config import parse
 from negbank.train.run import RunError, evaluate, resume, start
-from PIL import Image
 
 STEPS = 36
 CONFIG = {

@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from negbank.train.data.contract import Pairs, Splits, Subset, raw, subset
-from negbank.train.data.dataset import FromDataset
-from negbank.train.data.pairs import pairs
-from negbank.train.data.tensors import TensorData, tensors
 from safetensors.torch import save_file
 from scipy.stats import kstest
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
 from negbank.counter import Counter
+from negbank.train.data.contract import Pairs, Splits, Subset, raw, subset
+from negbank.train.data.dataset import FromDataset
+from negbank.train.data.pairs import pairs
+from negbank.train.data.tensors import TensorData, tensors
 
 N = 30
 X = torch.randn(N, 3, 5, generator=torch.Generator().manual_seed(0))

@@ -7,6 +7,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+
 from negbank.train.build import build
 from negbank.train.config import ConfigError, parse
 

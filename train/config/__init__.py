@@ -63,8 +63,8 @@ def parse(
         switch_types(data.get("base"), over.get("base"), notes, below="base.")
         methods, changed = data.get("methods"), over.get("methods")
         if isinstance(methods, dict) and isinstance(changed, dict):
-            for name in methods:
-                switch_types(methods[name], changed.get(name), notes, below=f"methods.{name}.")
+            for name, section in methods.items():
+                switch_types(section, changed.get(name), notes, below=f"methods.{name}.")
     config, found = check(merge(data, over), root)
     if problems + found:
         raise ConfigError(source, problems + found)

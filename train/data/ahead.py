@@ -21,12 +21,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from negbank.samplers.batches import BatchSampler
-from negbank.train.data.contract import Data
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from negbank.samplers.batches import BatchSampler
 from negbank.snapshot import Snapshot
+from negbank.train.data.contract import Data
 
 PREFETCH = 2
 """Batches that each worker is ahead."""

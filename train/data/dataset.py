@@ -17,12 +17,12 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from negbank.train.data.contract import checked_labels
-from negbank.train.data.tensors import described
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from negbank.counter import Counter
+from negbank.train.data.contract import checked_labels
+from negbank.train.data.tensors import described
 
 PLAIN = Counter.of(0).at("plain")
 """Seeds of what is random in a data set when it is read for evaluation: one a row."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from negbank.train.data.contract import Data, Pairs, Splits, Subset
-from negbank.train.data.tensors import read_labels
 from torch import Tensor
 
 from negbank.bounds import Annotated, Section
+from negbank.train.data.contract import Data, Pairs, Splits, Subset
+from negbank.train.data.tensors import read_labels
 
 
 def pairs(

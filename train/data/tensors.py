@@ -15,13 +15,13 @@ from zipfile import BadZipFile
 
 import numpy as np
 import torch
-from negbank.train.data.contract import Splits, Subset, checked_labels
-from negbank.train.data.holdout import stratified
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from negbank.bounds import Annotated, Ge, Le, Share, checked
 from negbank.counter import seeded_uniforms
+from negbank.train.data.contract import Splits, Subset, checked_labels
+from negbank.train.data.holdout import stratified
 
 HOLDOUT_SEED = 0
 BLOCK = 1 << 20

@@ -5,7 +5,7 @@ Each takes the sections, or keys, that nothing else is wrong with.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -13,10 +13,10 @@ def repeated(options: Mapping[str, Any], path: str = "", *, keys: tuple[str, ...
     """Lists of these keys that are empty, or name a thing twice, which would be measured twice."""
     problems = []
     for key in keys:
-        values = options.get(key)
-        if values is not None and not values:
+        values: Sequence[Any] = ("unset",) if options.get(key) is None else options[key]
+        if not values:
             problems.append(f"{path}{key}: is empty; give at least one")
-        for i, value in enumerate(values or ()):
+        for i, value in enumerate(values):
             if value in values[:i]:
                 problems.append(f"{path}{key}[{i}]: the same as {path}{key}[{values.index(value)}]; leave it out")
     return problems

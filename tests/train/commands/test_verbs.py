@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from negbank.train.commands import main
-from negbank.train.data.images.sources import DownloadError
 from PIL import Image
 
-ROOT = Path(__file__).parents[2]
+from negbank.train.commands import main
+from negbank.train.data.images.sources import DownloadError
+
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from negbank.train.build import Factory
 from negbank.train.data.contract import Pairs
 from negbank.train.hooks import Hook, Running
 from negbank.train.studies.ablation import results
-from negbank.train.studies.ablation.named import named
+from negbank.train.studies.ablation.named import defaults, named
 from negbank.train.studies.ablation.store import Store
 from negbank.train.studies.ablation.sweep import choose, keys_of, measured
 
@@ -51,7 +51,7 @@ class Live(Hook):
     ) -> None:
         self._every, self.reads_snapshot = every, every is not None
         self._temperatures, self._budgets, self._queries = temperatures, sorted(budgets), queries
-        self._proposals = every() if proposals is None else [each.section for each in proposals]
+        self._proposals = defaults() if proposals is None else [each.section for each in proposals]
         self._anchors = anchors
         self._store: Store | None = None
 

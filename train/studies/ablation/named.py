@@ -21,7 +21,7 @@ PROBE_ROWS, PROBE_DRAWS = 64, 512
 """Rows that a proposal which adapts is fitted on: as many as in a run at its default refresh.probe_rows."""
 
 
-def every() -> Sequence[Options]:
+def defaults() -> Sequence[Options]:
     """Each proposal that there is, with its defaults."""
     return [model("proposal", name)() for name in registry.names("proposal")]
 

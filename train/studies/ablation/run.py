@@ -14,7 +14,7 @@ from negbank.train.build import make
 from negbank.train.config.sections import Options
 from negbank.train.studies.ablation import results
 from negbank.train.studies.ablation.answer import Answer
-from negbank.train.studies.ablation.named import every, named
+from negbank.train.studies.ablation.named import defaults, named
 from negbank.train.studies.ablation.sources import Source
 from negbank.train.studies.ablation.store import Store
 from negbank.train.studies.ablation.sweep import choose, keys_of, measured
@@ -52,7 +52,7 @@ def run(
         DamagedError: for a snapshot that is damaged.
     """
     given: Source = make("source", source, seed=seed)
-    rows, proposals = len(given.truth), every() if proposals is None else proposals
+    rows, proposals = len(given.truth), defaults() if proposals is None else proposals
     for i, each in enumerate(proposals):
         if (k := getattr(each, "k", 1)) >= rows:
             raise ValueError(f"proposals[{i}].k={k}: there are only {rows - 1} other rows; lower k")
@@ -64,7 +64,7 @@ def run(
     store = Store(Path(out), {**settings, "inputs": dict(given.inputs)}, overwrite=overwrite)
     names, bind = named(proposals, seed)
     keys = {level: keys_of(level, temperatures, queries, names) for level in given.levels}
-    total = sum(len(each) for each in keys.values())
+    total = sum(map(len, keys.values()))
     pace = 0.2 if sys.stderr.isatty() else 10
     with tqdm(total=total, initial=len(store.done), unit="part", dynamic_ncols=True, mininterval=pace) as bar:
         for level, build in given.levels.items():
@@ -74,8 +74,8 @@ def run(
             bank = build()
             chosen = choose(bank, anchors, seed)
             bar.set_description(level)
-            for each in measured(bank, given.truth, chosen, bind, left, budgets=sorted(budgets), seed=seed):
-                store.add(each)
+            for found in measured(bank, given.truth, chosen, bind, left, budgets=sorted(budgets), seed=seed):
+                store.add(found)
                 bar.update()
-    found = [store.done[key] for each in keys.values() for key in each]
-    return results.write(store.folder, found, what=given.what, settings=settings, rows=rows)
+    done = [store.done[key] for level in keys.values() for key in level]
+    return results.write(store.folder, done, what=given.what, settings=settings, rows=rows)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
@@ -17,6 +17,7 @@ from negbank import files
 from negbank.bounds import Annotated, Count, Ge, Positive, checked
 from negbank.train.build import build, choose_device, load_data
 from negbank.train.config import ConfigError
+from negbank.train.loop import handled
 from negbank.train.studies.compare import report
 from negbank.train.studies.compare.figures import draw_accuracy
 from negbank.train.studies.compare.methods import method_configs
@@ -69,7 +70,7 @@ def run(
         gradient_error=gradient_error,
     )  # fmt: skip
     work = _Work(plan, equal, Path(out), jobs, settings)
-    with _stopped_by_sigterm():
+    with handled(_stop, signal.SIGTERM):
         work.run()
     found = rows(work.trials)
     averages = summarise(found, plan.reference)
@@ -140,7 +141,7 @@ class _Work:
         measured: dict[str, Curve] = {}
         for trials in rounds:
             trials = [trial for trial in trials if trial.method not in measured]
-            self._complete([trial for trial in trials if not finished(trial)], report=False)
+            self._complete([trial for trial in trials if not finished(trial)], shown=False)
             measured |= {trial.method: curve(trial) for trial in trials if diverged(trial) is None}
         if self.plan.reference not in measured:
             raise CompareError(
@@ -149,22 +150,22 @@ class _Work:
             )
         return measured
 
-    def _complete(self, trials: Sequence[Trial], *, report: bool = True) -> None:
-        """Run those of `trials` that are not finished; with `report` they are part of the results."""
+    def _complete(self, trials: Sequence[Trial], *, shown: bool = True) -> None:
+        """Run those of `trials` that are not finished; with `shown` they are part of the results."""
         waiting = [trial for trial in trials if not finished(trial)]
         if waiting and not self.checked:
             require_fitting(self.plan.configs)
             self.checked = True
         prepare(trials)
-        self.trials += trials if report else []
+        self.trials += trials if shown else []
         if len(waiting) < len(trials):
             print(f"{len(trials) - len(waiting)} of {len(trials)} runs are finished already", flush=True)
         with closing(execute(waiting, self.jobs)) as done:
             for k, trial in enumerate(done, 1):
                 self.executed += 1
                 self._progress(trial, len(waiting) - k + self.left)
-                self._write_tables()
-        self._write_report()
+                self._write(report_too=False)
+        self._write(report_too=True)
 
     def _progress(self, trial: Trial, left: int) -> None:
         row = rows([trial])[0]
@@ -173,24 +174,18 @@ class _Work:
         clock = f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
         print(f"{trial}: {found}; {left} to go, about {clock}", flush=True)
 
-    def _write_tables(self) -> None:
+    def _write(self, *, report_too: bool) -> None:
+        """The tables of what is finished, and the report of it."""
         found = rows(self.trials)
-        if found:
-            write_csv(found, self.folder / "results.csv")
-        if averages := summarise(found, self.plan.reference):
-            write_csv(averages, self.folder / "summary.csv")
-
-    def _write_report(self) -> None:
-        self._write_tables()
-        found, settings = rows(self.trials), self.settings
-        averages = summarise(found, self.plan.reference)
-        if averages:  # not tuning runs alone
-            files.write(self.folder / "compare.yaml", yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+        averages, measured = summarise(found, self.plan.reference), gradients(self.trials)
+        for name, table in (("results", found), ("summary", averages), ("gradient", measured)):
+            if table:
+                write_csv(table, self.folder / f"{name}.csv")
+        if averages and report_too:  # not tuning runs alone
+            settings = yaml.safe_dump(self.settings, sort_keys=False, allow_unicode=True)
+            files.write(self.folder / "compare.yaml", settings)
             draw_accuracy(self.trials, averages, self.folder / "accuracy.png")
-            measured = gradients(self.trials)
-            if measured:
-                write_csv(measured, self.folder / "gradient.csv")
-            report.write(self.folder, found, averages, measured, settings)
+            report.write(self.folder, found, averages, measured, self.settings)
 
 
 def require_fitting(configs: Mapping[str, Any]) -> None:
@@ -212,19 +207,6 @@ def require_fitting(configs: Mapping[str, Any]) -> None:
         raise ConfigError("comparison", problems)
 
 
-@contextmanager
-def _stopped_by_sigterm() -> Iterator[None]:
-    """SIGTERM ends the comparison as an exception does, so that the runs are stopped, too, with a checkpoint."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    try:
-        before = signal.signal(signal.SIGTERM, stop)
-    except ValueError:  # not the main thread, which alone may handle signals
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def _stop(number: int, frame: FrameType | None) -> None:
+    """SIGTERM ends the comparison as an exception does, so that its runs are stopped, too, with a checkpoint."""
+    raise SystemExit(128 + number)
