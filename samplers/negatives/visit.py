@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from negbank.samplers.metropolis import NO_STATE, acceptance, accepted, log_uniforms, scan
+from negbank.samplers.metropolis import NO_STATE, accept, acceptance, log_uniforms, scan
 from negbank.samplers.negatives.contract import Info
 from negbank.samplers.negatives.index_draws import Drawn
 from torch import Tensor
@@ -153,7 +153,7 @@ class Kernels:
         proposed, current = fresh[:, 1] + stale.gap, fresh[:, 0]
         alpha = acceptance(proposed, current)
         coin = uniforms(tuple(alpha.shape), generator=generator, device=scores.device)
-        state = torch.where(accepted(proposed, current, coin), stale.end, stale.start)
+        state = torch.where(accept(proposed, current, coin), stale.end, stale.start)
         info = {**stale.info, "acceptance_delayed": float(alpha[moving].mean())} if bool(moving.any()) else stale.info
         weights = torch.zeros_like(scores).scatter_add_(1, after.clamp(min=0)[:, None], alpha[:, None])
         weights.scatter_add_(1, before.clamp(min=0)[:, None], 1 - alpha[:, None])
