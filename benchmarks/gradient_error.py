@@ -73,7 +73,7 @@ class Problem(NamedTuple):
 
 
 class Method(NamedTuple):
-    """A way to choose negatives. make: (draws, generator) → sampler.
+    """A way to choose negatives. make: (draws, counter) → sampler.
 
     fits: what is fitted to a number of encodings, "draws" or "rows". near: rows of a batch that are nearest to one
     another, 0 for uniform batches. warm: whether it has a past. group: of drawn batches, 0 for others.
