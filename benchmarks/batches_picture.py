@@ -47,16 +47,13 @@ def main() -> None:
     flat = TSNE(random_state=0).fit_transform(z.numpy())
     count = len(z)
 
-    def seeded() -> torch.Generator:
-        return torch.Generator().manual_seed(0)
-
     samplers = {
-        "uniform": UniformBatches(count, SIZE, generator=seeded()),
-        "ordered (5 of 10)": Ordered(count, SIZE, temperature=0.1, pool=10, keep=5, generator=seeded()),
-        "prosampler (M = 500, K = 50)": ProSampler(count, SIZE, candidates=500, neighbors=50, generator=seeded()),
-        "knn": Knn(count, SIZE, neighbors=64, generator=seeded()),
-        "spectral, groups of 10": Spectral(count, SIZE, temperature=0.1, group=10, generator=seeded()),
-        "spectral, global": Spectral(count, SIZE, temperature=0.1, scope="global", generator=seeded()),
+        "uniform": UniformBatches(count, SIZE),
+        "ordered (5 of 10)": Ordered(count, SIZE, temperature=0.1, pool=10, keep=5),
+        "prosampler (M = 500, K = 50)": ProSampler(count, SIZE, candidates=500, neighbors=50),
+        "knn": Knn(count, SIZE, neighbors=64),
+        "spectral, groups of 10": Spectral(count, SIZE, temperature=0.1, group=10),
+        "spectral, global": Spectral(count, SIZE, temperature=0.1, scope="global"),
     }
     figure, axes = plt.subplots(2, 3, figsize=(12, 8), layout="constrained")
     print("| batches | cosine | loss | one class |\n|---|---|---|---|")

@@ -248,7 +248,7 @@ def main() -> None:
     exact = Snapshot.build(z, factory="exact")  # no index is searched here
 
     def planned(scope: str) -> Tensor:
-        sampler = Spectral(len(z), size, temperature=0.1, scope=scope, group=options.group, generator=generator)  # type: ignore[arg-type]
+        sampler = Spectral(len(z), size, temperature=0.1, scope=scope, group=options.group)  # type: ignore[arg-type]
         sampler.update(exact)
         return torch.tensor(list(sampler))
 

@@ -94,11 +94,11 @@ def main() -> None:
     ratio = statistics.median(own) / statistics.median(shared)
     print(f"| each row's own (a tenth of the rows, times 10) | {statistics.median(own):.1f} | {ratio:.0f} |\n")
 
-    settings = {"neighbors": NEIGHBORS, "restart": ALPHA, "generator": generator}
+    settings = {"neighbors": NEIGHBORS, "restart": ALPHA}
     samplers = {
         "ProSampler, each row once": ProSampler(rows, size, candidates=CANDIDATES, **settings),
         "ProSampler, overlapping": ProSampler(rows, size, candidates=CANDIDATES, cover="walk", **settings),
-        "Knn on the same graph": Knn(rows, size, neighbors=NEIGHBORS, generator=generator),
+        "Knn on the same graph": Knn(rows, size, neighbors=NEIGHBORS),
     }
     graph = candidate_graph(bank, CANDIDATES, NEIGHBORS, generator=generator)
     count = rows // size

@@ -18,6 +18,8 @@ from collections.abc import Callable
 import torch
 from negbank.samplers.metropolis import NO_STATE, Scan, log_uniforms, scan, scan_reference
 
+from negbank.counter import Counter
+
 TEMPERATURE = 0.07
 
 
@@ -27,7 +29,7 @@ def visit(z: torch.Tensor, run: Callable[..., Scan]) -> torch.Tensor:
     rows = torch.arange(count // 2).repeat(2)
     order = torch.randperm(count)
     proposals = torch.where(rows[order, None] == rows, NO_STATE, order[:, None]).T  # step by step, as the scan reads
-    log_u = log_uniforms(count, count, generator=None, device=z.device)
+    log_u = log_uniforms(count, count, counter=Counter.of(0), device=z.device)
     kernels, start = torch.zeros(count, dtype=torch.int64), torch.full((count,), NO_STATE)
     done = run((z @ (z / TEMPERATURE).T).T[None], proposals, kernels, log_u, start, burn_in=count // 2)
     counts = done.counts.float()

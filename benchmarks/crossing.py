@@ -29,7 +29,7 @@ from matplotlib import pyplot as plt
 from negbank.train.config import load
 from negbank.train.options import Comparison
 from negbank.train.studies import compare
-from negbank.train.studies.ablation.average import write_csv
+from negbank.train.studies.rows import write_csv
 
 Row = dict[str, Any]
 AXES = {"length": "total", "temperature": "temperature", "encodings": "encodings_a_step", "rows": "rows"}

@@ -41,7 +41,6 @@ from typing import Any, NamedTuple
 import torch
 from negbank.samplers.batches import Drawn
 from negbank.samplers.negatives import Emc2, EncodedBatch, Importance, InBatch, Negatives, SogClr, Ticket
-from negbank.train.ablation.sources import moved
 from negbank.samplers.negatives import Emc2, EncodedBatch, Importance, InBatch, Negatives, SogClr
 from negbank.train.data.augment import PRESETS, Augment
 from negbank.train.data.sources import load
@@ -54,6 +53,7 @@ from torch.nn import functional as F
 
 from negbank import Snapshot
 from negbank.bank import unit_rows
+from negbank.counter import Counter
 from negbank.proposals import HeadTail
 
 ROWS = 1000
@@ -82,7 +82,7 @@ class Method(NamedTuple):
     """
 
     name: str
-    make: Callable[[int, torch.Generator], Any]
+    make: Callable[[int, Counter], Any]
     fits: str = "draws"
     near: int = 0
     warm: bool = False
@@ -194,16 +194,14 @@ def methods(problem: Problem) -> list[Method]:
     settings["proposal"] = head_tail(problem)
 
     def logq(name: str, *, near: int = 0, **options: Any) -> Method:
-        return Method(
-            f"logQ {name}", lambda n, g: Importance(draws=n, generator=g, **settings, **options), "draws", near
-        )
+        return Method(f"logQ {name}", lambda n, c: Importance(draws=n, counter=c, **settings, **options), "draws", near)
 
     def emc2(name: str, *, draws: int = 0, near: int = 0, **options: Any) -> Method:
         fits = "rows" if draws or options.get("proposals") == "in_batch" else "draws"
         warm = options.get("start") != "fresh"
         return Method(
             f"EMC² {name}",
-            lambda n, g: Emc2(draws=draws or max(n, 1), generator=g, **settings, **options),
+            lambda n, c: Emc2(draws=draws or max(n, 1), counter=c, **settings, **options),
             fits,
             near,
             warm,
@@ -245,13 +243,13 @@ class Trial:
 
     def __init__(self, problem: Problem, method: Method, rows: int, draws: int, *, seed: int, warmup: int) -> None:
         self.problem, self.near, self.rows, self.count = problem, method.near, rows, len(problem.z) // 2
-        self.random, self.coins, draw = (torch.Generator().manual_seed(seed + k) for k in range(3))
-        self.sampler, self.step = method.make(draws, draw), 0
+        self.random, self.coins = (torch.Generator().manual_seed(seed + k) for k in range(2))
+        self.sampler, self.step = method.make(draws, Counter.of(seed)), 0
         self.sampler.update(problem.bank)
         self.batches = None
         if method.group:
             self.batches = Drawn(
-                self.count, rows, group=method.group, proposal=head_tail(problem), generator=self.random
+                self.count, rows, group=method.group, proposal=head_tail(problem), counter=Counter.of(seed)
             )
             self.batches.update(problem.bank)
             self.stream = chain.from_iterable(repeat(self.batches))
@@ -278,7 +276,7 @@ class Trial:
         return (left == 0).nonzero()[:, 0]
 
     def draw(self, rows: Tensor) -> tuple[Ticket, Tensor]:
-        """The sampler's ticket, and which of the 2N embeddings the step makes (2B + E,), drawn rows under a random view."""
+        """The ticket, and which of the 2N embeddings the step makes (2B + E,), drawn rows under a random view."""
         queries = unit_rows(self.problem.z[rows] + self.problem.z[rows + self.count])
         self.step += 1
         ticket = self.sampler.draw(rows, step=self.step, queries=queries if self.sampler.fresh_queries else None)

@@ -38,6 +38,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from negbank import Snapshot
+from negbank.counter import Counter
 
 N, B, RATE = 8, 2, 0.5
 OPTIMA = {
@@ -91,8 +92,9 @@ def train(name: str, passes: int, runs: Sequence[tuple[int, int]]) -> Tensor:
     x = torch.zeros(len(runs), N, 2, max(dim for dim, _ in runs))
     for vectors, (dim, _), g in zip(x, runs, generators):
         vectors[:, :, :dim] = torch.randn(2, N, dim, generator=g).transpose(0, 1)
-    clusters = [Spectral(N, B, temperature=1.0, group=N // B, restarts=5, generator=g) for g in generators]
-    ordered = [Ordered(N, B, temperature=1.0, pool=N // B, keep=1, generator=g) for g in generators]
+    counters = [Counter.of(seed) for _, seed in runs]
+    clusters = [Spectral(N, B, temperature=1.0, group=N // B, restarts=5, counter=c) for c in counters]
+    ordered = [Ordered(N, B, temperature=1.0, pool=N // B, keep=1, counter=c) for c in counters]
     batches = torch.stack([torch.randperm(N, generator=g).view(-1, B) for g in generators])  # (S, N/B, B)
     losses = [full_loss(x)]
     for _ in range(passes):

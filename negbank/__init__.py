@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from negbank.refresh import Refresher as Refresher
     from negbank.snapshot import DamagedSnapshotError as DamagedSnapshotError
     from negbank.snapshot import Snapshot as Snapshot
+    from negbank.train.fit import fit as fit
+    from negbank.train.registry import register as register
 
 FILES = {
     "DamagedResultError": "negbank.mining",
@@ -30,7 +32,9 @@ FILES = {
     "MiningResult": "negbank.mining",
     "Refresher": "negbank.refresh",
     "Snapshot": "negbank.snapshot",
+    "fit": "negbank.train.fit",
     "mine_hard_negatives": "negbank.mining",
+    "register": "negbank.train.registry",
 }
 """Where each public name lives."""
 __all__ = list(FILES)

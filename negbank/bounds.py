@@ -101,11 +101,10 @@ def constraints(annotation: Any) -> tuple[list[tuple[Any, Callable[[Any], bool]]
         inner, *marks = get_args(annotation)
         rules, choices = constraints(inner)
         return rules + [(mark, TESTS[type(mark)](mark)) for mark in marks if type(mark) in TESTS], choices
-    found: tuple[list[Any], tuple[Any, ...]] = ([], ())
-    for each in get_args(annotation) if get_origin(annotation) not in (list, tuple, dict) else ():
-        rules, choices = constraints(each)
-        found = (found[0] + rules, found[1] + choices)
-    return found
+    parts = get_args(annotation) if get_origin(annotation) not in (list, tuple, dict) else ()
+    held = [constraints(each) for each in parts if each is not type(None)]
+    every = [choice for _, choices in held for choice in choices] if all(choices for _, choices in held) else []
+    return [rule for rules, _ in held for rule in rules], tuple(every)
 
 
 TESTS: Mapping[type, Callable[[Any], Callable[[Any], bool]]] = {

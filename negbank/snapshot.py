@@ -122,6 +122,10 @@ class Snapshot:
         """D_i = every row but i: the exclusions of a proposal that is given no others."""
         return Exclusions(len(self)).to(self.vectors.device)
 
+    def excluded(self, exclude: Exclusions | None) -> Exclusions:
+        """`exclude` on the snapshot's device; `exclude_self` where there is none."""
+        return self.exclude_self if exclude is None else exclude.to(self.vectors.device)
+
     @cached_property
     def cells(self) -> Cells:
         """A partition of the indexed rows: the index's own cells, else k-means with about 1.5 √n cells, run once."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from negbank.train.build import build_embedder
-from negbank.train.config import COMMANDS, load, root_of
-from negbank.train.options import Ablation, Config
+
+from negbank.train.build import make
+from negbank.train.config import load, root_of
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("**/*.yaml"))
-RUNS = [path for path in CONFIGS if root_of(path) is Config]
+RUNS = [path for path in CONFIGS if root_of(path) == "train"]
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)
@@ -20,19 +20,19 @@ def test_it_is_valid_and_its_header_has_the_command(path):
     config, notes = load(path, root=root)
     assert not notes
     header = [line for line in path.read_text().splitlines() if line.startswith("#")]
-    assert any(f"negbank {COMMANDS[root]} configs/{path.name}" in line for line in header)
-    assert (config.run.dir if root is Config else config.out) == f"runs/{path.stem}"
+    assert any(f"negbank {root} configs/{path.name}" in line for line in header)
+    assert (config.run.dir if root == "train" else config.out) == f"runs/{path.stem}"
 
 
 @pytest.mark.parametrize("path", RUNS, ids=lambda p: p.name)
 def test_its_encoder_can_be_built(path):
     config, _ = load(path)
     channels = 1 if config.data.type in ("mnist5k", "digits", "fashion_mnist") else 3
-    assert sum(p.numel() for p in build_embedder(config, channels=channels).parameters()) > 10_000
+    assert sum(p.numel() for p in make("encoder", config.encoder, channels=channels).parameters()) > 10_000
 
 
 def test_there_is_an_ablation_for_each_source():
-    ablations = [load(path, root=Ablation)[0] for path in CONFIGS if root_of(path) is Ablation]
+    ablations = [load(path, root="ablate")[0] for path in CONFIGS if root_of(path) == "ablate"]
     assert {config.source.type for config in ablations} == {"npy", "snapshots"}
 
 

@@ -7,13 +7,12 @@ its snapshot.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
-from zipfile import BadZipFile
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -25,9 +24,11 @@ from negbank.proposals import Probe, measure
 from negbank.refresh import Refresher
 from negbank.snapshot import Snapshot
 from negbank.train import optim, registry
-from negbank.train.config.schema import described
+from negbank.train.config.schema import described, model
 from negbank.train.config.sections import COMMON, Options
-from negbank.train.data.contract import Data, Pairs, Splits, subset
+from negbank.train.data.contract import Data, Pairs, Splits, describes, num_rows, sides, subset
+from negbank.train.data.tensors import read_labels
+from negbank.train.encoders.embedder import Embedder
 from negbank.train.evaluate import Evaluation
 from negbank.train.hooks import Hook
 from negbank.train.inference import Inference
@@ -67,43 +68,33 @@ def make(kind: str, section: Options, **supplied: Any) -> Any:
         if option.follows is not None and options[option.name] is None:
             options[option.name] = supplied[option.follows]
         if option.labels and options[option.name] is not None:
-            options[option.name] = labels(f"{kind}.{option.name}", options[option.name])
+            options[option.name] = read_labels(options[option.name], f"{kind}.{option.name}")
         if option.section is not None and options[option.name] is not None:
             options[option.name] = _factory(option.section.kind, options[option.name], supplied)
     taken = inspect.signature(target).parameters
     return target(**options, **{key: value for key, value in supplied.items() if key in taken and key not in options})
 
 
+class Factory(NamedTuple):
+    """What makes the object of an inner section once the rest is known, such as a proposal with its snapshot."""
+
+    kind: str
+    section: Options
+    supplied: Mapping[str, Any]
+
+    def __call__(self, *first: Any, **rest: Any) -> Any:
+        names = inspect.signature(registry.target(self.kind, _name(self.kind, self.section))).parameters
+        late = self.supplied.get("late", dict)()
+        return make(self.kind, self.section, **{**self.supplied, **late, **dict(zip(names, first)), **rest})
+
+
 def _factory(kind: str, section: Any, supplied: Mapping[str, Any]) -> Any:
-    """What makes the object of an inner section, or of each of a list of them, once the rest is known."""
-    if isinstance(section, list):
-        return [_factory(kind, each, supplied) for each in section]
-
-    def made(*first: Any, **rest: Any) -> Any:
-        names = list(inspect.signature(registry.target(kind, _name(kind, section))).parameters)
-        late = supplied.get("late", dict)()
-        return make(kind, section, **{**supplied, **late, **dict(zip(names, first)), **rest})
-
-    return made
-
-
-def labels(key: str, path: str) -> Tensor:
-    """The integers (N,) of an .npy file that a key names.
-
-    Raises:
-        ValueError: for a file that is none, or of anything else.
-    """
-    remedy = "give an .npy file of integer labels (N,), as numpy.save writes it"
-    try:
-        found = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError, BadZipFile) as error:
-        raise ValueError(f"{key}={path}: not readable ({error}); {remedy}") from None
-    if not isinstance(found, np.ndarray):
-        found.close()
-        raise ValueError(f"{key}={path}: an archive of arrays; {remedy}")
-    if found.dtype.kind not in "iu":
-        raise ValueError(f"{key}={path}: holds {found.dtype}; {remedy}")
-    return torch.from_numpy(found)
+    """That of an inner section, or of each of a list of them."""
+    return (
+        [Factory(kind, each, supplied) for each in section]
+        if isinstance(section, list)
+        else Factory(kind, section, supplied)
+    )
 
 
 def _name(kind: str, section: Options) -> str:
@@ -127,58 +118,64 @@ def build(
     device = choose_device(config.run.device)
     precision = choose_precision(config.run.precision, device)
     splits = load_data(config) if splits is None else splits
-    sides = splits.train[:2] if isinstance(splits.train, Pairs) else (splits.train,)
+    data, count = sides(splits.train), num_rows(splits.train)
     groups = splits.train.groups if isinstance(splits.train, Pairs) else None
-    count, ways = len(sides[0]), directions(len(sides))
+    ways = directions(len(data))
     _require_rows(config, count)
     autocast = functools.partial(
         torch.autocast, device.type, dtype=torch.bfloat16, enabled=precision == "bf16", cache_enabled=True
     )
-    encoders = [each.to(device, memory_format=torch.channels_last) for each in _encoders(config, sides, encoder)]  # type: ignore[call-overload]
+    given: list[Any] = _encoders(config, data, encoder)
+    modules = {each: each.to(device, memory_format=torch.channels_last) for each in given}
+    if encoder is not None:
+        modules = {own: unit(own, data[given.index(own)], device) for own in modules}
+    encoders = [modules[each] for each in given]
     inference = [Inference(each, device=device, autocast=autocast) for each in encoders]
-    hooks = {name: make("hook", getattr(config, name, Options())) for name in registry.names("hook")}
-    refreshers: list[Refresher | None] = [None] * len(sides)
+    hooks = {
+        name: make("hook", getattr(config, name, None) or model("hook", name)()) for name in registry.names("hook")
+    }
+    refreshers: list[Refresher | None] = [None] * len(data)
     supplied = {
-        "num_rows": count, "views": views_of(len(sides)), "device": device, "seed": config.run.seed,
+        "num_rows": count, "views": views_of(len(data)), "device": device, "seed": config.run.seed,
         "temperature": config.loss.temperature, "loss.temperature": config.loss.temperature,
         "exclude": Exclusions(count, groups=groups) if groups is not None else None,
     }  # fmt: skip
 
-    def embed(position: int, rows: Tensor, *, count: bool) -> Tensor:
-        trainer.encodings += len(rows) if count else 0
-        return inference[position].embeddings(sides[position], rows)
+    def embed(position: int, rows: Tensor, *, counted: bool) -> Tensor:
+        trainer.encodings += len(rows) if counted else 0
+        return inference[position].embeddings(data[position], rows)
 
     def staleness(position: int) -> dict[str, Any]:
         refresher = refreshers[position]
         return {"probe": None if refresher is None else refresher.probe}
 
     batches = make(
-        "batches", config.batches, **supplied, counter=stream(config, "batches"), generator=generator(config.run.seed, "batches"),
-        encode=functools.partial(embed, 0, count=True), late=functools.partial(staleness, 0),
+        "batches", config.batches, **supplied, counter=stream(config, "batches"),
+        encode=functools.partial(embed, 0, counted=True), late=functools.partial(staleness, 0),
     )  # fmt: skip
     negatives = [
         make(
-            "negatives", config.negatives, **supplied, counter=stream(config, "negatives", way.anchors), generator=generator(config.run.seed, "negatives"),
+            "negatives", config.negatives, **supplied, counter=stream(config, "negatives", way.anchors),
             late=functools.partial(staleness, way.keys),
         )
         for way in ways
     ]  # fmt: skip
     own = batches.reads_snapshot or any(each.reads_snapshot for each in negatives)
-    width = inference[0].embeddings(sides[0], torch.arange(2)).shape[1]
-    banks = [EmbeddingBank(count, width, device=device) for _ in sides]
+    widths = [each.embeddings(side, torch.arange(2)).shape[1] for each, side in zip(inference, data)]
+    banks = [EmbeddingBank(count, width, device=device) for width in widths]
     if own or any(hook.reads_snapshot for hook in hooks.values()):
-        require_factory(config.index.factory, width)
+        require_factory(config.index.factory, widths[0])
         for way in ways:  # rows of a tower's snapshot are drawn for the anchors of a direction
             # what a study alone asks for is not counted as the method's
-            encode, anchors = (functools.partial(embed, each, count=own) for each in (way.keys, way.anchors))
+            encode, anchors = (functools.partial(embed, each, counted=own) for each in (way.keys, way.anchors))
             queries = banks[way.anchors] if way.anchors != way.keys else None
             probe = _probe(config, negatives[way.anchors], encode, anchors, queries)
             refreshers[way.keys] = make(
                 "refresh", config.refresh, bank=banks[way.keys], encode=encode, measure=probe, epoch=len(batches),
                 seed=config.run.seed, factory=config.index.factory, target_recall=config.index.target_recall,
             )  # fmt: skip
-    names = ("left", "right") if len(sides) == 2 else ("",)
-    towers = [Tower(*each) for each in zip(encoders, sides, banks, negatives, refreshers, names)]
+    names = ("left", "right") if len(data) == 2 else ("",)
+    towers = [Tower(*each) for each in zip(encoders, data, banks, negatives, refreshers, names)]
     steps = config.run.steps or config.run.epochs * len(batches)
     warmup, notes = _warmup(config.optim.warmup, steps)
     trainer = Trainer(
@@ -196,11 +193,6 @@ def build(
     )
     evaluation = make("eval", config.eval, inference=inference, splits=splits, temperature=config.loss.temperature)
     return Assembly(config, splits, trainer, inference, evaluation, hooks, steps, notes, device, precision)
-
-
-def generator(seed: int, stream: str) -> torch.Generator:
-    STREAMS = ("weights", "batches", "views", "negatives")
-    return torch.Generator().manual_seed(seed * len(STREAMS) + STREAMS.index(stream))
 
 
 def stream(config: Any, name: str, *place: int) -> Counter:
@@ -227,16 +219,33 @@ def _encoders(config: Any, sides: Sequence[Data], own: nn.Module | Sequence[nn.M
         return found
     sections = [config.encoder, config.encoder_right or config.encoder][: len(sides)]
     return [
-        build_encoder(section, side, generator(config.run.seed, "weights").initial_seed())
+        build_encoder(section, side, stream(config, "weights", position).key)
         for position, (section, side) in enumerate(zip(sections, sides))
     ]
+
+
+def unit(module: nn.Module, data: Data, device: torch.device) -> nn.Module:
+    """Your own module, with its embeddings scaled to norm 1 where they are not, and itself as the backbone then.
+
+    Raises:
+        ValueError: for anything but embeddings (n, D) of a width of at least 2.
+    """
+    found = Inference(module, device=device, autocast=contextlib.nullcontext).embeddings(data, torch.arange(2))
+    if found.ndim != 2 or len(found) != 2:
+        raise ValueError(
+            f"encoder: gave shape {tuple(found.shape)} for 2 inputs; have it give embeddings (n, D), one row an input"
+        )
+    if found.shape[1] < 2:
+        raise ValueError(f"encoder: gives embeddings of width {found.shape[1]}; unit rows need at least 2")
+    is_unit = torch.allclose(found.norm(dim=1), torch.ones(2, device=device), atol=1e-3)
+    return module if is_unit else Embedder(module, nn.Identity())
 
 
 def build_encoder(section: Options, data: Data, seed: int) -> nn.Module:
     """The encoder of a section for what the data describes, its weights drawn from a seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        made: nn.Module = make("encoder", section, **getattr(data, "describes", {}))
+        made: nn.Module = make("encoder", section, **describes(data))
         return made
 
 
@@ -274,9 +283,10 @@ def _require_rows(config: Any, count: int) -> None:
 def _proposals(config: Any) -> Iterator[tuple[str, Options]]:
     """Every proposal of a configuration under its path, those of hooks that are asked for among them."""
     for name, section in config:
-        for key, kind in getattr(section, "sections", {}).items():
+        used = getattr(section, "draws", 1) != 0 and getattr(section, "every", 1) is not None
+        for key, kind in getattr(section, "sections", {}).items() if used else ():
             found = getattr(section, key)
-            if kind == "proposal" and isinstance(found, list) and getattr(section, "every", 1) is not None:
+            if kind == "proposal" and isinstance(found, list):
                 yield from ((f"{name}.{key}[{i}]", each) for i, each in enumerate(found))
             elif kind == "proposal" and found is not None and not isinstance(found, list):
                 yield f"{name}.{key}", found
@@ -305,10 +315,11 @@ def _probe(
         every = torch.arange(len(snapshot)) if snapshot.rows is None else snapshot.rows.cpu()
         chosen = every[torch.randperm(len(every), generator=random)[: config.refresh.probe_rows // 4]]
         rows = chosen.to(snapshot.vectors.device)
+        mine = None if queries is None else queries.read(rows)
         return measure(
             snapshot, rows, encode, temperature=config.loss.temperature, draws=2 * config.refresh.probe_rows,
-            fresh_queries=negatives.fresh_queries, generator=random, encode_queries=None if queries is None else anchors,
-            queries=None if queries is None else queries.read(rows),
+            fresh_queries=negatives.fresh_queries, generator=random, queries=mine,
+            encode_queries=None if mine is None else anchors,
         )  # fmt: skip
 
     return probe

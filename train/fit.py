@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
 from negbank.train.config import parse
 from negbank.train.data.contract import Data, Pairs, Splits
-from negbank.train.data.datasets import FromDataset
+from negbank.train.data.dataset import FromDataset
 from negbank.train.data.tensors import TensorData
 from negbank.train.run import resume as resume_run
 from negbank.train.run import start
@@ -62,12 +63,11 @@ def fit(
         given["encoder"] = {"type": "own"}
     config, _ = parse(given, source="fit")
     splits = data if isinstance(data, Splits) else Splits(as_data(data), None if test is None else as_data(test), ())
-    modules = encoder if encoder is None or isinstance(encoder, nn.Module) else nn.ModuleList(encoder)
     kept: list[nn.Module] = []
     if resume:
-        summary = resume_run(Path(config.run.dir), encoder=modules, splits=splits, keep=kept)
+        summary = resume_run(Path(config.run.dir), encoder=encoder, splits=splits, keep=kept)
     else:
-        summary = start(config, overwrite=overwrite, encoder=modules, splits=splits, keep=kept)
+        summary = start(config, overwrite=overwrite, encoder=encoder, splits=splits, keep=kept)
     trained = [module.eval() for module in kept]
     return Fitted(trained[0] if len(trained) == 1 else trained, summary)
 
@@ -84,7 +84,7 @@ def as_data(data: Any) -> Data | Pairs:
         left, right = (as_data(side) for side in data)
         if not isinstance(left, Pairs) and not isinstance(right, Pairs):
             return Pairs(left, right, None)
-    if isinstance(data, Tensor):
+    if isinstance(data, Tensor | TensorDataset):
         return TensorData(data)
     if hasattr(data, "read") and hasattr(data, "__len__"):
         found: Data = data

@@ -9,10 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
 from negbank.train.data.contract import Splits
 from negbank.train.inference import Inference
 from negbank.train.trainer import Trainer
-from torch import Tensor
 
 
 class Running(NamedTuple):

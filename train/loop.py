@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 from types import FrameType
@@ -49,9 +49,13 @@ class Loop:
         self.folder, self.assembly, self.trainer = folder, assembly, assembly.trainer
         self.kept: dict[str, float] = {}  # measured once, before the first step
         self.seconds = 0.0
-        self._hooks: dict[str, Any] = {}  # their states, for after they have begun
         self._asked: int | None = None
         self._done = False
+        parts, seed = (assembly.inference, assembly.splits), assembly.config.run.seed
+        running = Running(self.trainer, *parts, folder, steps=assembly.steps, seed=seed, log=self._log)
+        for hook in assembly.hooks.values():
+            hook.begin(running)
+            self.trainer.watchers.append(hook.metrics)
 
     def run(self) -> dict[str, Any]:
         options, trainer, total = self.assembly.config.run, self.trainer, self.assembly.steps
@@ -60,7 +64,8 @@ class Loop:
         with (
             closing(self._board),
             (self.folder / METRICS).open("a") as self._metrics,
-            self._signals(),
+            handled(self._ask, signal.SIGTERM, signal.SIGINT),
+            self._workers(),
             tqdm(
                 total=total,
                 initial=trainer.step_number,
@@ -69,12 +74,6 @@ class Loop:
                 mininterval=0.2 if sys.stderr.isatty() else 10,
             ) as bar,
         ):
-            running = Running(trainer, self.assembly.inference, self.assembly.splits, self.folder, total, self.assembly.config.run.seed, self._log)
-            for name, hook in self.assembly.hooks.items():
-                hook.begin(running)
-                if name in self._hooks:
-                    hook.load_state_dict(self._hooks[name])
-                trainer.watchers.append(hook.metrics)
             if trainer.step_number == 0:
                 self.kept = self.assembly.evaluation.baseline()
                 self._evaluate("untrained_")
@@ -118,7 +117,8 @@ class Loop:
                 f"{self.folder}: its checkpoint is of another configuration ({differ}); put {CONFIG} back or start anew"
             )
         self.trainer.load_state_dict(state["trainer"], snapshots)
-        self._hooks = state["hooks"]
+        for name, hook in self.assembly.hooks.items():
+            hook.load_state_dict(state["hooks"][name])
         self.kept, self.seconds = state["kept"], state["seconds"]
         return int(state["metrics_bytes"])
 
@@ -140,6 +140,19 @@ class Loop:
         tqdm.write(f"step {self.trainer.step_number}: {shown}")
 
     @contextmanager
+    def _workers(self) -> Iterator[None]:
+        """A worker's death, which torch's signal handler may tell of anywhere, gets its remedy."""
+        try:
+            yield
+        except RuntimeError as error:
+            if "DataLoader worker (pid" not in str(error):
+                raise
+            raise RunError(
+                f"step {self.trainer.step_number}: {str(error).splitlines()[0]} It may have run out of memory or of "
+                f"/dev/shm: lower data.workers in {self.folder / CONFIG}, then resume the run"
+            ) from error
+
+    @contextmanager
     def _named(self) -> Iterator[None]:
         """A ValueError of a refresh or an evaluation, such as an embedding that is not finite, gets its step."""
         try:
@@ -147,7 +160,7 @@ class Loop:
         except ValueError as error:
             raise RunError(f"step {self.trainer.step_number}: {error}") from error
 
-    def _log(self, event: str, values: dict[str, Any]) -> None:
+    def _log(self, event: str, values: Mapping[str, Any]) -> None:
         row = {
             "event": event,
             **{k: v if _finite(v) else None for k, v in values.items()},
@@ -192,27 +205,28 @@ class Loop:
         files.write(self.folder / "summary.json", json.dumps(summary, indent=1) + "\n")
         return summary
 
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """SIGTERM and SIGINT ask for a checkpoint at the next step boundary; a second SIGINT stops at once."""
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        """A signal asks for a checkpoint at the next step boundary; a second SIGINT stops at once."""
+        if self._asked is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self._asked = number
+        if self._done:  # in the last evaluation: the last checkpoint is written
+            raise Stopped(number, self.trainer.step_number)
 
-        def ask(number: int, frame: FrameType | None) -> None:
-            if self._asked is not None and number == signal.SIGINT:
-                raise KeyboardInterrupt
-            self._asked = number
-            if self._done:  # in the last evaluation: the last checkpoint is written
-                raise Stopped(number, self.trainer.step_number)
 
-        try:
-            before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
-        except ValueError:  # not the main thread, which alone may handle signals: the caller's handlers stay
-            yield
-            return
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+@contextmanager
+def handled(handler: Callable[[int, FrameType | None], None], *numbers: int) -> Iterator[None]:
+    """Signals go to a handler inside; but not in threads other than the main one, which alone may handle them."""
+    try:
+        before = {number: signal.signal(number, handler) for number in numbers}
+    except ValueError:
+        yield
+        return
+    try:
+        yield
+    finally:
+        for number, was in before.items():
+            signal.signal(number, was)
 
 
 def _finite(value: Any) -> bool:

@@ -10,6 +10,8 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from negbank.bounds import Ge, Lt, Positive
 
+Decay = Annotated[float, Ge(0), Lt(1)]
+
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Trainable parameters in two groups: matrices and kernels with weight decay, biases and norm parameters without.
@@ -47,7 +49,7 @@ def adamw(
     *,
     lr: Positive = 1e-3,
     weight_decay: Annotated[float, Ge(0)] = 1e-4,
-    betas: list[float] = (0.9, 0.999),  # type: ignore[assignment]
+    betas: tuple[Decay, Decay] = (0.9, 0.999),
 ) -> Optimizer:
     """AdamW: Adam with decoupled weight decay (Loshchilov & Hutter 2019).
 
@@ -57,7 +59,7 @@ def adamw(
         weight_decay: of weights, not of biases and norms.
         betas: decay of the two moments.
     """
-    return AdamW(parameter_groups(module, weight_decay), lr=lr, betas=(betas[0], betas[1]))
+    return AdamW(parameter_groups(module, weight_decay), lr=lr, betas=betas)
 
 
 def adam(
@@ -65,7 +67,7 @@ def adam(
     *,
     lr: Positive = 1e-3,
     weight_decay: Annotated[float, Ge(0)] = 1e-4,
-    betas: list[float] = (0.9, 0.999),  # type: ignore[assignment]
+    betas: tuple[Decay, Decay] = (0.9, 0.999),
 ) -> Optimizer:
     """Adam (Kingma & Ba 2015), with weight decay as an L2 penalty.
 
@@ -75,7 +77,7 @@ def adam(
         weight_decay: of weights, not of biases and norms.
         betas: decay of the two moments.
     """
-    return Adam(parameter_groups(module, weight_decay), lr=lr, betas=(betas[0], betas[1]))
+    return Adam(parameter_groups(module, weight_decay), lr=lr, betas=betas)
 
 
 def sgd(

@@ -96,8 +96,8 @@ SUPPLIED: dict[str, frozenset[str]] = {
     "augment": frozenset({"channels", "size"}),
     "encoder": frozenset({"channels", "shape"}),
     "projector": frozenset({"features"}),
-    "batches": frozenset({"num_rows", "counter", "exclude", "encode", "drop_last", "generator"}),
-    "negatives": frozenset({"num_rows", "views", "temperature", "exclude", "counter", "device", "generator"}),
+    "batches": frozenset({"num_rows", "counter", "exclude", "encode", "drop_last"}),
+    "negatives": frozenset({"num_rows", "views", "temperature", "exclude", "counter", "device"}),
     "proposal": frozenset({"snapshot", "exclude", "probe"}),
     "index": frozenset({"vectors", "rows", "recall_at", "warm", "seed"}),
     "refresh": frozenset({"bank", "encode", "measure", "epoch", "factory", "target_recall", "seed"}),
@@ -113,15 +113,17 @@ ALIASES: dict[str, dict[str, str]] = {
 }
 """Other names that people type."""
 ROOTS: dict[str, str] = {
-    "ablate": "negbank.train.studies.ablation.run:ablate",
-    "compare": "negbank.train.studies.compare.run:compare",
+    "ablate": "negbank.train.studies.ablation.run:run",
+    "compare": "negbank.train.studies.compare.run:run",
 }
 """Commands whose YAML has the arguments of a function; that of `train` has the sections of a run."""
 CHECKED: dict[str, str] = {
-    "ablate": "negbank.train.studies.ablation.check:impossible",
-    "compare": "negbank.train.studies.compare.check:impossible",
+    "ablate": "negbank.train.studies.checks:ablate",
+    "compare": "negbank.train.studies.compare.methods:impossible",
+    "ablation": "negbank.train.studies.checks:ablation",
+    "gradient_error": "negbank.train.studies.checks:gradient_error",
 }
-"""What is impossible across the keys of these."""
+"""What is impossible across the keys of these, and what the section of a hook adds to that in a run."""
 
 
 def register(kind: str, name: str, target: str | Callable[..., Any]) -> None:
@@ -160,9 +162,9 @@ def names(kind: str) -> Mapping[str, str | Callable[..., Any]]:
 CACHES.append(names.cache_clear)
 
 
-def target_check(root: str) -> Callable[[Mapping[str, Any]], list[str]]:
-    """The function that knows what is impossible across the keys of a command's file."""
-    module, _, attribute = CHECKED[root].partition(":")
+def target_check(name: str) -> Callable[[Mapping[str, Any]], list[str]]:
+    """The function that knows what is impossible across the keys of a command's file, or with a hook's section."""
+    module, _, attribute = CHECKED[name].partition(":")
     found: Callable[[Mapping[str, Any]], list[str]] = getattr(import_module(module), attribute)
     return found
 

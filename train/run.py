@@ -58,6 +58,7 @@ def start(
             f"`negbank train --resume {folder}`, replace it with --overwrite, or choose another run.dir"
         )
     assembly = _built(config, encoder, splits, keep)
+    loop = Loop(folder, assembly)
     _claim(folder, assembly)
     for name in found:
         if (folder / name).is_dir():
@@ -65,7 +66,7 @@ def start(
         else:
             (folder / name).unlink()
     write_config(folder, config)
-    return Loop(folder, assembly).run()
+    return loop.run()
 
 
 def resume(
@@ -78,8 +79,8 @@ def resume(
         CheckpointError: when the checkpoint is damaged.
     """
     assembly = _built(read_config(folder), encoder, splits, keep)
-    _claim(folder, assembly)
     run = Loop(folder, assembly)
+    _claim(folder, assembly)
     offset = run.restore() or 0
     if (folder / METRICS).exists():  # rows after the checkpoint are written again
         os.truncate(folder / METRICS, offset)

@@ -48,8 +48,7 @@ class Cells:
         probe: Probe | None = None,
         exclude: Exclusions | None = None,
     ) -> None:
-        exclude = snapshot.exclude_self if exclude is None else exclude
-        self._exclude = exclude.to(snapshot.vectors.device)
+        self._exclude = snapshot.excluded(exclude)
         self._rows = CellRows(snapshot.cells, self._exclude)
         self._scores = CellScores(snapshot.vectors, snapshot.cells)
         self.temperature, self.floor = temperature, floor

@@ -63,8 +63,7 @@ class HeadTail:
         exclude: Exclusions | None = None,
     ) -> None:
         check_head(k, len(snapshot))
-        exclude = snapshot.exclude_self if exclude is None else exclude
-        self._exclude = exclude.to(snapshot.vectors.device)
+        self._exclude = snapshot.excluded(exclude)
         self._index, self._k, self.temperature, self.floor = snapshot.index, k, temperature, floor
         self.tail = tail
         self._rows = CellRows(snapshot.cells, self._exclude)

@@ -52,7 +52,7 @@ class Nearest:
     ) -> None:
         check_head(k, len(snapshot))
         self._index, self._k, self.temperature, self.floor = snapshot.index, k, temperature, floor
-        self._exclude = (snapshot.exclude_self if exclude is None else exclude).to(snapshot.vectors.device)
+        self._exclude = snapshot.excluded(exclude)
         if adapt:
             tune(self, probe)
 

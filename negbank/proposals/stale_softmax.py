@@ -45,7 +45,7 @@ class StaleSoftmax:
         self._vectors, self._temperature, self._floor = snapshot.vectors, temperature, floor
         every = torch.arange(len(snapshot), device=snapshot.vectors.device)
         self._written = every if snapshot.rows is None else snapshot.rows
-        self._exclude = (snapshot.exclude_self if exclude is None else exclude).to(snapshot.vectors.device)
+        self._exclude = snapshot.excluded(exclude)
 
     def __call__(self, anchors: Anchors) -> NearestDistribution:
         ids = self._written.expand(len(anchors.rows), -1)

@@ -20,11 +20,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from negbank.samplers.batches.planned import Planned
 from torch import Tensor
 
 from negbank.bounds import Annotated, Count, Ge, Section, checked
+from negbank.counter import Counter
 from negbank.proposals import Anchors, Proposal
+from negbank.samplers.batches.planned import Planned
 from negbank.snapshot import Snapshot
 
 BLOCK = 1024
@@ -42,7 +43,7 @@ class Drawn(Planned):
         batch_size: B, rows a batch; each is seen under two views.
         group: g, rows of a group, a divisor of batch_size; 1 is uniform batches.
         proposal: snapshot → proposal, of q_s.
-        generator: gives the seed of all plans, once.
+        counter: place of the random draws, of which each plan has its own.
 
     Raises:
         ValueError: for a group that does not divide the batch, and as `Planned`.
@@ -59,9 +60,9 @@ class Drawn(Planned):
         *,
         group: Count = 4,
         proposal: Annotated[Callable[[Snapshot], Proposal], Section("proposal", "head_tail")],
-        generator: torch.Generator | None = None,
+        counter: Counter = Counter.of(0),
     ) -> None:
-        super().__init__(num_rows, batch_size, generator=generator)
+        super().__init__(num_rows, batch_size, counter=counter)
         if batch_size % group:
             raise ValueError(f"group={group}: expected a divisor of batch_size={batch_size}")
         self.group, self._bind = group, proposal
@@ -77,7 +78,12 @@ class Drawn(Planned):
         """See `Planned.plan`. A search and g − 1 draws a seed."""
         assert self._proposal is not None
         each = self.batch_size // self.group
-        seeds = rows[torch.randperm(len(rows), generator=generator)][: min(count, len(rows) // each) * each]
+        left = torch.ones(self.num_rows, dtype=torch.bool)
+        left[self._order[: self._position * self.batch_size : self.group]] = (
+            False  # seeds of the epoch's earlier batches
+        )
+        free = rows[left[rows]]
+        seeds = free[torch.randperm(len(free), generator=generator)][: min(count, len(free) // each) * each]
         drawn = [seeds.new_empty(0, self.group - 1)]
         for part in seeds.to(snapshot.vectors.device).split(BLOCK):
             found = self._proposal(Anchors(part, snapshot.vectors[part]))

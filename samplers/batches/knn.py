@@ -9,11 +9,12 @@ from __future__ import annotations
 import numba
 import numpy as np
 import torch
-from negbank.samplers.batches.graph import ProximityGraph, index_graph
-from negbank.samplers.batches.planned import Planned
 from torch import Tensor
 
 from negbank.bounds import Annotated, Count, Ge, Labels, checked
+from negbank.counter import Counter
+from negbank.samplers.batches.graph import ProximityGraph, index_graph
+from negbank.samplers.batches.planned import Planned
 from negbank.snapshot import Snapshot
 
 
@@ -32,7 +33,7 @@ class Knn(Planned):
         groups: integer labels (N,), negative for none, of which few may meet in a batch.
         max_per_group: rows of one label that may meet in a batch; with groups.
         drop_last: the last, smaller batch of an epoch is left out; its rows, drawn at random, wait for another epoch.
-        generator: gives the seed of all plans, once.
+        counter: place of the random draws, of which each plan has its own.
 
     Raises:
         ValueError: for `neighbors` above N − 1, and as `Planned`.
@@ -50,9 +51,9 @@ class Knn(Planned):
         groups: Annotated[Tensor | None, Labels()] = None,
         max_per_group: Count | None = None,
         drop_last: bool = True,
-        generator: torch.Generator | None = None,
+        counter: Counter = Counter.of(0),
     ) -> None:
-        super().__init__(num_rows, batch_size, groups, max_per_group, drop_last=drop_last, generator=generator)
+        super().__init__(num_rows, batch_size, groups, max_per_group, drop_last=drop_last, counter=counter)
         if neighbors >= num_rows:
             raise ValueError(f"neighbors={neighbors}: expected 1..{num_rows - 1}, the other rows of the data set")
         self.neighbors = neighbors

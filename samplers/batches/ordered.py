@@ -15,11 +15,12 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
-from negbank.samplers.batches.planned import Planned
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from negbank.bounds import Annotated, Count, Ge, Gt, Labels, Supplied, checked
+from negbank.counter import Counter
+from negbank.samplers.batches.planned import Planned
 from negbank.snapshot import Snapshot
 
 Encode = Callable[[Tensor], Tensor | tuple[Tensor, Tensor]]
@@ -49,7 +50,7 @@ class Ordered(Planned):
         max_per_group: rows of one label that may meet in a batch; with groups.
         encode: gives fresh embeddings to score with, called without gradients when a plan is made, `ENCODED` rows at a
             time; the caller sees to evaluation mode.
-        generator: gives the seed of all plans, once.
+        counter: place of the random draws, of which each plan has its own.
 
     Raises:
         ValueError: for a keep above pool, score="fresh" without `encode`, and as `Planned`.
@@ -70,7 +71,7 @@ class Ordered(Planned):
         groups: Annotated[Tensor | None, Labels()] = None,
         max_per_group: Count | None = None,
         encode: Encode | None = None,
-        generator: torch.Generator | None = None,
+        counter: Counter = Counter.of(0),
     ) -> None:
         if keep > pool:
             raise ValueError(f"keep={keep}: expected 1..{pool}, batches of a pool; lower keep or raise pool")
@@ -78,7 +79,7 @@ class Ordered(Planned):
             raise ValueError("score='fresh': needs `encode`, or take score='bank'")
         self.temperature, self.pool, self.keep = temperature, pool, keep
         self.encode = encode if score == "fresh" else None
-        super().__init__(num_rows, batch_size, groups, max_per_group, generator=generator)
+        super().__init__(num_rows, batch_size, groups, max_per_group, counter=counter)
 
     def __len__(self) -> int:
         """Batches an epoch: q of every k, in proportion for what is left over of N // B batches; at least one."""

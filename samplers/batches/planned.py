@@ -1,6 +1,7 @@
 """An epoch of batches planned from a snapshot: what the samplers of this package share.
 
-The rows of an epoch are drawn once, at its start. A plan covers the batches still to come of it: it is made when the
+The rows of an epoch are drawn once, at its start. A plan is a function of the counter, the epoch, the batches handed
+out before it, and the snapshot. It covers the batches still to come of it: it is made when the
 first of them is asked for, and made anew when a newer snapshot has come in. What is handed out stays handed out, and
 every row of the epoch still comes once. Before the first snapshot, and for rows the bank does not hold yet, batches
 are uniform:
@@ -14,10 +15,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from negbank.samplers.batches.groups import check_groups, spread
 from torch import Tensor
 from torch.utils.data import Sampler
 
+from negbank.counter import Counter
+from negbank.samplers.batches.groups import check_groups, spread
 from negbank.snapshot import Snapshot
 
 
@@ -32,7 +34,7 @@ class Planned(Sampler[list[int]]):
             Always kept among batches of B rows where a row comes once an epoch; as far as exchanges go in a last,
             smaller batch and where rows come again.
         drop_last: leave out the last, smaller batch of an epoch (whose rows, drawn at random, wait for another epoch).
-        generator: gives the seed of all plans, once; torch's default generator without it.
+        counter: place of the random draws, of which each plan has its own.
 
     Raises:
         ValueError: for a batch larger than the data set, or labels and a bound that do not fit.
@@ -55,7 +57,7 @@ class Planned(Sampler[list[int]]):
         max_per_group: int | None = None,
         *,
         drop_last: bool = True,
-        generator: torch.Generator | None = None,
+        counter: Counter = Counter.of(0),
     ) -> None:
         if batch_size > num_rows:
             raise ValueError(f"batch_size={batch_size}: expected 2..{num_rows}, the rows of the data set")
@@ -70,7 +72,7 @@ class Planned(Sampler[list[int]]):
         self._max_per_group = max_per_group
         self.uniform = type(self).uniform and self._groups is None
         self.known = type(self).known or self.uniform
-        self._seed = int(torch.randint(2**62, (), generator=generator))
+        self._counter = counter
         self._snapshot: Snapshot | None = None
         self._prepared = False
         self.set_epoch(0)
@@ -78,7 +80,7 @@ class Planned(Sampler[list[int]]):
     def prepare(self, snapshot: Snapshot, generator: torch.Generator) -> None:
         """What plans from a snapshot share, a graph say: called once a snapshot, before the first of them.
 
-        The generator is seeded by the sampler's seed and the snapshot's version, so that a resumed run prepares alike.
+        The generator is that of the counter and the snapshot's version, so that a resumed run prepares alike.
         """
 
     def plan(self, rows: Tensor, count: int, snapshot: Snapshot, generator: torch.Generator) -> Tensor:
@@ -88,7 +90,7 @@ class Planned(Sampler[list[int]]):
             rows: long, ascending, on the CPU, all held by the snapshot; R = count·B ≥ 2B where `disjoint`.
             count: batches asked for.
             snapshot: the version to plan from.
-            generator: on the CPU, seeded by the sampler's seed, the epoch and the batches handed out.
+            generator: of this plan, on the CPU.
 
         Rows of a batch are distinct, and with `disjoint` across batches, too. The order of batches is of no matter.
         """
@@ -141,11 +143,10 @@ class Planned(Sampler[list[int]]):
         self._order = torch.empty(0, dtype=torch.int64)
 
     def state_dict(self) -> dict[str, Any]:
-        """The seed, the epoch, its plan, and the batches handed out of it. The snapshot is not part of it."""
+        """The epoch, its plan, and the batches handed out of it. The snapshot is not part of it."""
         return {
             "num_rows": self.num_rows,
             "batch_size": self.batch_size,
-            "seed": self._seed,
             "epoch": self._epoch,
             "position": self._position,
             "order": self._order.clone(),
@@ -160,13 +161,14 @@ class Planned(Sampler[list[int]]):
         """
         if (was := (state["num_rows"], state["batch_size"])) != (now := (self.num_rows, self.batch_size)):
             raise ValueError(f"state: of num_rows, batch_size = {was}, the sampler has {now}; make it with the same")
-        self._seed, self._epoch, self._position = state["seed"], state["epoch"], state["position"]
+        self._epoch, self._position = state["epoch"], state["position"]
         self._order, self._stale, self._prepared = state["order"].clone(), state["stale"], False
 
     def _arrange(self) -> None:
         """Keep the batches handed out, and plan the rest of the epoch."""
         size, count = self.batch_size, len(self) - self._position
-        generator = torch.Generator().manual_seed((self._seed + self._epoch + (self._position << 40)) % 2**63)
+        version = -1 if self._snapshot is None else self._snapshot.version
+        generator = self._counter.at("plan", self._epoch, self._position, version).generator()
         done, to_come = self._order.split((at := self._position * size, len(self._order) - at))
         if self._position == 0 or not self.disjoint:
             to_come = torch.arange(self.num_rows)
@@ -198,8 +200,7 @@ class Planned(Sampler[list[int]]):
             return rows
         known = known[: count * self.batch_size] if self.disjoint else known
         if not self._prepared:
-            seed = 2**63 - 1 - self._seed - snapshot.version
-            self.prepare(snapshot, torch.Generator().manual_seed(seed))
+            self.prepare(snapshot, self._counter.at("graph", snapshot.version).generator())
             self._prepared = True
         batches = self.plan(known.sort().values, count, snapshot, generator).cpu()[:count]
         left = torch.ones(self.num_rows, dtype=torch.bool)

@@ -23,12 +23,12 @@ from typing import Literal
 import numba
 import numpy as np
 import torch
-from negbank.samplers.batches.graph import ProximityGraph, candidate_graph, index_graph
-from negbank.samplers.batches.planned import Planned
 from torch import Tensor
 
 from negbank.bounds import Annotated, Count, Ge, Labels, Share, checked
-from negbank.counter import stream, uniform
+from negbank.counter import Counter, stream, uniform
+from negbank.samplers.batches.graph import ProximityGraph, candidate_graph, index_graph
+from negbank.samplers.batches.planned import Planned
 from negbank.snapshot import Snapshot
 
 PATIENCE = 16.0
@@ -51,7 +51,7 @@ class ProSampler(Planned):
         groups: integer labels (N,), negative for none, of which few may meet in a batch.
         max_per_group: rows of one label that may meet in a batch; with groups.
         drop_last: the last, smaller batch of an epoch is left out; its rows, drawn at random, wait for another epoch.
-        generator: gives the seed of all plans, once.
+        counter: place of the random draws, of which each plan has its own.
 
     Raises:
         ValueError: for K > M, M > N − 1, a `restart_min` above `restart`, and as `Planned`.
@@ -74,10 +74,10 @@ class ProSampler(Planned):
         groups: Annotated[Tensor | None, Labels()] = None,
         max_per_group: Count | None = None,
         drop_last: bool = True,
-        generator: torch.Generator | None = None,
+        counter: Counter = Counter.of(0),
     ) -> None:
         self.disjoint = cover == "epoch"
-        super().__init__(num_rows, batch_size, groups, max_per_group, drop_last=drop_last, generator=generator)
+        super().__init__(num_rows, batch_size, groups, max_per_group, drop_last=drop_last, counter=counter)
         others = num_rows - 1
         if candidates is not None and candidates > others:
             raise ValueError(f"candidates={candidates}: expected 1..{others}, the other rows; None takes the index's")

@@ -21,13 +21,14 @@ import math
 from typing import Literal
 
 import torch
-from negbank.samplers.batches.partition import assign, cut
-from negbank.samplers.batches.planned import Planned
 from torch import Tensor
 from torch.nn.functional import normalize, softplus
 
 from negbank.bounds import Annotated, Count, Ge, Gt, Labels, Supplied, checked
+from negbank.counter import Counter
 from negbank.index.kmeans import closeness, lloyd
+from negbank.samplers.batches.partition import assign, cut
+from negbank.samplers.batches.planned import Planned
 from negbank.snapshot import Snapshot
 
 ITERATIONS = 300
@@ -49,7 +50,7 @@ class Spectral(Planned):
         groups: integer labels (N,), negative for none, of which few may meet in a batch.
         max_per_group: rows of one label that may meet in a batch; with groups.
         drop_last: the last, smaller batch of an epoch is left out; its rows, drawn at random, wait for another epoch.
-        generator: gives the seed of all plans, once.
+        counter: place of the random draws, of which each plan has its own.
 
     Raises:
         ValueError: as `Planned`.
@@ -68,9 +69,9 @@ class Spectral(Planned):
         groups: Annotated[Tensor | None, Labels()] = None,
         max_per_group: Count | None = None,
         drop_last: bool = True,
-        generator: torch.Generator | None = None,
+        counter: Counter = Counter.of(0),
     ) -> None:
-        super().__init__(num_rows, batch_size, groups, max_per_group, drop_last=drop_last, generator=generator)
+        super().__init__(num_rows, batch_size, groups, max_per_group, drop_last=drop_last, counter=counter)
         self.temperature, self.scope, self.group, self.restarts = temperature, scope, group, restarts
 
     def plan(self, rows: Tensor, count: int, snapshot: Snapshot, generator: torch.Generator) -> Tensor:

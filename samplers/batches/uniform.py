@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import torch
-from negbank.samplers.batches.planned import Planned
 from torch import Tensor
 
 from negbank.bounds import Annotated, Count, Ge, Labels, checked
+from negbank.counter import Counter
+from negbank.samplers.batches.planned import Planned
 from negbank.snapshot import Snapshot
 
 
@@ -21,7 +21,7 @@ class UniformBatches(Planned):
         groups: integer labels (N,), negative for none, of which few may meet in a batch.
         max_per_group: rows of one label that may meet in a batch; with groups.
         drop_last: the last, smaller batch of an epoch is left out; its rows, drawn at random, wait for another epoch.
-        generator: gives the seed of all plans, once.
+        counter: place of the random draws, of which each plan has its own.
 
     Raises:
         ValueError: as `Planned`.
@@ -39,9 +39,9 @@ class UniformBatches(Planned):
         groups: Annotated[Tensor | None, Labels()] = None,
         max_per_group: Count | None = None,
         drop_last: bool = True,
-        generator: torch.Generator | None = None,
+        counter: Counter = Counter.of(0),
     ) -> None:
-        super().__init__(num_rows, batch_size, groups, max_per_group, drop_last=drop_last, generator=generator)
+        super().__init__(num_rows, batch_size, groups, max_per_group, drop_last=drop_last, counter=counter)
 
     def update(self, snapshot: Snapshot) -> None:
         """Nothing: uniform batches ask nothing of the bank."""

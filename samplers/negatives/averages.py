@@ -12,10 +12,10 @@ import math
 from typing import Any
 
 import torch
-from negbank.samplers.negatives.contract import EncodedBatch, Info, hardness
 from torch import Tensor
 
 from negbank.exclusions import Exclusions
+from negbank.samplers.negatives.contract import EncodedBatch, Info, hardness
 
 NEVER = -math.inf
 """log u of a row that was never visited."""

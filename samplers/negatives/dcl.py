@@ -20,10 +20,10 @@ have w_r < 0. Where the bound R e^{−β} holds G, negatives have no gradient an
 from __future__ import annotations
 
 import torch
-from negbank.samplers.negatives.contract import EncodedBatch, Info, Negatives, NegativeSampler, Ticket, hardness
 
 from negbank.bounds import Annotated, Ge, Lt, Positive, checked
 from negbank.exclusions import Exclusions
+from negbank.samplers.negatives.contract import EncodedBatch, Info, Negatives, NegativeSampler, Ticket, hardness
 
 
 class Dcl(NegativeSampler):

@@ -34,15 +34,16 @@ from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import torch
+from torch import Tensor
+
+from negbank.bounds import Annotated, Count, Ge, Lt, Positive, Section, checked
+from negbank.counter import Counter
+from negbank.exclusions import Exclusions
+from negbank.proposals import Proposal
 from negbank.samplers.metropolis import NO_STATE
 from negbank.samplers.negatives.contract import EncodedBatch, Info, Negatives, NegativeSampler, Ticket, hardness
 from negbank.samplers.negatives.index_draws import Drawn, IndexDraws
 from negbank.samplers.negatives.visit import Kernels, Stale, rows_of, spread
-from torch import Tensor
-
-from negbank.bounds import Annotated, Count, Ge, Lt, Positive, Section, checked
-from negbank.exclusions import Exclusions
-from negbank.proposals import Proposal
 from negbank.snapshot import Snapshot
 
 
@@ -70,7 +71,7 @@ class Emc2(NegativeSampler):
         score: bank: cheaper, but a stale target; delayed: bank scores and one exact correction a chain.
         batch_views: in-batch proposals of a row; all: as published, with a bias (docs/emc2.md).
         exclude: rows that are no negatives of each other; only the anchor's own row by default.
-        generator: of all random draws; on the CPU.
+        counter: place of the random draws, of which each step has its own.
         device: where the chains live.
 
     Raises:
@@ -94,7 +95,7 @@ class Emc2(NegativeSampler):
         score: Literal["fresh", "bank", "delayed"] = "fresh",
         batch_views: Literal["one", "all"] = "one",
         exclude: Exclusions | None = None,
-        generator: torch.Generator | None = None,
+        counter: Counter = Counter.of(0),
         device: torch.device | str = "cpu",
     ) -> None:
         if proposals == "in_batch":
@@ -112,7 +113,7 @@ class Emc2(NegativeSampler):
             )
         self.requires = "any" if proposals == "index" else "uniform"
         self.reads_snapshot = proposals != "in_batch" or score != "fresh"
-        self._views, self._score, self._persistent, self._generator = views, score, start == "persistent", generator
+        self._views, self._score, self._persistent, self._counter = views, score, start == "persistent", counter
         exclude = (exclude or Exclusions(num_rows)).to(torch.device(device))
         self._index = IndexDraws(
             proposal, draws=draws, pool=pool, stratified=False, fresh=query == "fresh", exclude=exclude
@@ -137,7 +138,7 @@ class Emc2(NegativeSampler):
     def draw(self, rows: Tensor, *, step: int, queries: Tensor | None = None) -> Ticket:
         """See `NegativeSampler.draw`: index proposals and carried states."""
         queries = self._index.queries(rows, queries)
-        drawn = self._index(rows, queries, self._generator)
+        drawn = self._index(rows, queries, self._counter.at("draw", step).generator())
         states = self.chains[rows].T.flatten()
         ticket = Ticket.of(step, rows, torch.cat((drawn.ids.flatten(), states)), Visit(drawn))
         snapshot = self._index.snapshot
@@ -145,7 +146,8 @@ class Emc2(NegativeSampler):
             return ticket
         ids = torch.cat((rows, ticket.further))
         scores = (queries @ snapshot.vectors[ids].T).repeat(self._views, 1)
-        counts, start, end, info = self._kernels.walk(scores, ids, len(rows), rows, states, drawn, self._generator)
+        place = self._counter.at("walk", step)
+        counts, start, end, info = self._kernels.walk(scores, ids, len(rows), rows, states, drawn, place)
         pair = scores.gather(1, torch.stack((start, end), 1).clamp(min=0)) / self._kernels.temperature
         stale = Stale(counts, rows_of(start, ids), rows_of(end, ids), pair[:, 0] - pair[:, 1], info)
         if self._score == "bank":
@@ -161,16 +163,17 @@ class Emc2(NegativeSampler):
         scores, ids = batch.scores, batch.candidate_rows
         view = torch.arange(self._views, device=rows.device).repeat_interleave(len(rows))
         chains = (rows.repeat(self._views), view)
+        place = self._counter.at("walk" if stale is None else "end", ticket.step)
         if stale is None:
             kept, _, end, info = self._kernels.walk(
-                scores.detach(), ids, len(batch.anchors), rows, self.chains[chains], drawn, self._generator
+                scores.detach(), ids, len(batch.anchors), rows, self.chains[chains], drawn, place
             )
             states = rows_of(end, ids)
         elif self._score == "bank":
-            kept = spread(stale.counts, rows, ids, self._views, self._generator)
+            kept = spread(stale.counts, rows, ids, self._views, place.generator())
             states, info = stale.end, stale.info
         else:
-            kept, states, info = self._kernels.correct(stale, scores.detach(), ids, self._generator)
+            kept, states, info = self._kernels.correct(stale, scores.detach(), ids, place.generator())
         if self._persistent:
             self.chains[chains] = states
         kept = kept.to(scores.dtype)
@@ -179,12 +182,11 @@ class Emc2(NegativeSampler):
         return Negatives(scores, weights), {**info, **extra}
 
     def state_dict(self) -> dict[str, Any]:
-        """The chains (N, V), and where the generator stands."""
-        random = None if self._generator is None else self._generator.get_state()
-        return {"chains": self.chains.clone(), "generator": random}
+        """The chains (N, V)."""
+        return {"chains": self.chains.clone()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore the chains and the generator.
+        """Restore the chains.
 
         Raises:
             ValueError: when they are of another data set's shape.
@@ -192,5 +194,3 @@ class Emc2(NegativeSampler):
         if state["chains"].shape != self.chains.shape:
             raise ValueError(f"chains: {tuple(state['chains'].shape)} in the state, {tuple(self.chains.shape)} here")
         self.chains.copy_(state["chains"])
-        if self._generator is not None and state["generator"] is not None:
-            self._generator.set_state(state["generator"])

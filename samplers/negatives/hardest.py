@@ -12,17 +12,17 @@ T_i look hard in a stale bank, for their noise among other things. Before the fi
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from negbank.samplers.negatives.contract import EncodedBatch, Info, Negatives, NegativeSampler, Ticket, hardness
-from negbank.samplers.negatives.index_draws import asked
 from torch import Tensor
 
 from negbank.bounds import Count, Positive, checked
-from negbank.counter import uniforms
+from negbank.counter import Counter, uniforms
 from negbank.exclusions import NO_ROW, Exclusions
 from negbank.proposals.contract import Anchors, search_allowed
+from negbank.samplers.negatives.contract import EncodedBatch, Info, Negatives, NegativeSampler, Ticket, hardness
+from negbank.samplers.negatives.index_draws import asked
 from negbank.snapshot import Snapshot
 
 REACH = 1024
@@ -42,7 +42,7 @@ class Hardest(NegativeSampler):
         positive: the positive is in the softmax's denominator, as in InfoNCE.
         query: what the index is asked with; fresh: a second pass, no batch norm.
         exclude: rows that are no negatives of each other; only the anchor's own row by default.
-        generator: of what is drawn; on the CPU.
+        counter: place of the random draws, of which each step has its own.
 
     Raises:
         ValueError: for a k above N − 1, or draws above k.
@@ -62,7 +62,7 @@ class Hardest(NegativeSampler):
         positive: bool = True,
         query: Literal["bank", "fresh"] = "bank",
         exclude: Exclusions | None = None,
-        generator: torch.Generator | None = None,
+        counter: Counter = Counter.of(0),
     ) -> None:
         if not k < num_rows:
             raise ValueError(f"k={k}: expected 1..{num_rows - 1}, the other rows of the data set")
@@ -70,7 +70,7 @@ class Hardest(NegativeSampler):
             raise ValueError(f"draws={draws}: expected 1..{k}, some of the k rows retrieved, or None for all")
         self.fresh_queries = query == "fresh"
         self._temperature, self._k, self._draws, self._weights = temperature, k, draws, weights
-        self._positive, self._generator = positive, generator
+        self._positive, self._counter = positive, counter
         self._exclude = exclude or Exclusions(num_rows)
         self._snapshot: Snapshot | None = None
 
@@ -83,12 +83,13 @@ class Hardest(NegativeSampler):
         exclude, count = self._exclude.to(rows.device), self._draws or self._k
         vectors = None if self._snapshot is None else self._snapshot.vectors
         queries = asked(rows, queries, vectors, fresh=self.fresh_queries)
+        generator = self._counter.at("draw", step).generator()
         if self._snapshot is None:
-            ids = exclude.uniform(rows, count, generator=self._generator)
+            ids = exclude.uniform(rows, count, generator=generator)
         else:
             ids = self._retrieve(self._snapshot, exclude, rows, queries)
             if self._draws is not None:
-                keys = uniforms(tuple(ids.shape), generator=self._generator, device=rows.device)
+                keys = uniforms(tuple(ids.shape), generator=generator, device=rows.device)
                 chosen = torch.where(ids == NO_ROW, -1.0, keys).topk(min(count, ids.shape[1])).indices
                 ids = ids.gather(1, chosen)
         return Ticket.of(step, rows, ids, ids)
@@ -120,12 +121,3 @@ class Hardest(NegativeSampler):
                 weights = torch.softmax(every, 1)[:, : logits.shape[1]].nan_to_num(0.0)
         info = {"hardness": hardness(share, scores), "extra_encodings": float(len(batch.drawn_rows))}
         return Negatives(scores, weights), info
-
-    def state_dict(self) -> dict[str, Any]:
-        """Where the generator stands."""
-        return {"generator": None if self._generator is None else self._generator.get_state()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore the generator."""
-        if self._generator is not None and state["generator"] is not None:
-            self._generator.set_state(state["generator"])

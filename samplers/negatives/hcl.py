@@ -5,11 +5,10 @@ The mathematics, shared with DCL, which is b = 0, is in `dcl.py`.
 
 from __future__ import annotations
 
-from negbank.samplers.negatives.contract import EncodedBatch, Info, Negatives, NegativeSampler, Ticket
-from negbank.samplers.negatives.dcl import debiased
-
 from negbank.bounds import Annotated, Ge, Lt, Positive, checked
 from negbank.exclusions import Exclusions
+from negbank.samplers.negatives.contract import EncodedBatch, Info, Negatives, NegativeSampler, Ticket
+from negbank.samplers.negatives.dcl import debiased
 
 
 class Hcl(NegativeSampler):

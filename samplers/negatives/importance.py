@@ -26,16 +26,17 @@ weight 0.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from negbank.samplers.negatives.contract import EncodedBatch, Info, Negatives, NegativeSampler, Ticket, hardness
-from negbank.samplers.negatives.index_draws import Drawn, IndexDraws
 from torch import Tensor
 
 from negbank.bounds import Annotated, Ge, Positive, Section, checked
+from negbank.counter import Counter
 from negbank.exclusions import Exclusions
 from negbank.proposals import Proposal
+from negbank.samplers.negatives.contract import EncodedBatch, Info, Negatives, NegativeSampler, Ticket, hardness
+from negbank.samplers.negatives.index_draws import Drawn, IndexDraws
 from negbank.snapshot import Snapshot
 
 
@@ -52,7 +53,7 @@ class Importance(NegativeSampler):
         batch: the batch's other rows are candidates, too; needs uniform or drawn batches.
         positive: the positive is in the softmax's denominator, as in InfoNCE.
         exclude: rows that are no negatives of each other; only the anchor's own row by default.
-        generator: of all random draws; on the CPU.
+        counter: place of the random draws, of which each step has its own.
 
     Raises:
         ValueError: for neither draws nor the batch, or draws without a proposal.
@@ -71,7 +72,7 @@ class Importance(NegativeSampler):
         batch: bool = True,
         positive: bool = True,
         exclude: Exclusions | None = None,
-        generator: torch.Generator | None = None,
+        counter: Counter = Counter.of(0),
     ) -> None:
         if (not draws and not batch) or (draws and proposal is None):
             raise ValueError(
@@ -79,7 +80,7 @@ class Importance(NegativeSampler):
                 f"batch=True for the batch alone"
             )
         self.requires, self._batch = "known" if batch else "any", batch
-        self._num_rows, self._temperature, self._positive, self._generator = num_rows, temperature, positive, generator
+        self._num_rows, self._temperature, self._positive, self._counter = num_rows, temperature, positive, counter
         self._exclude = exclude or Exclusions(num_rows)
         self._index = IndexDraws(
             proposal if draws else None,
@@ -97,7 +98,8 @@ class Importance(NegativeSampler):
 
     def draw(self, rows: Tensor, *, step: int, queries: Tensor | None = None) -> Ticket:
         """See `NegativeSampler.draw`."""
-        drawn = self._index(rows, self._index.queries(rows, queries), self._generator)
+        generator = self._counter.at("draw", step).generator()
+        drawn = self._index(rows, self._index.queries(rows, queries), generator)
         return Ticket.of(step, rows, drawn.ids, drawn)
 
     def __call__(self, batch: EncodedBatch, ticket: Ticket) -> tuple[Negatives, Info]:
@@ -138,12 +140,3 @@ class Importance(NegativeSampler):
             times = times + (torch.arange(len(ids), device=ids.device) < len(batch.anchors))
         log_ratio = (times / expected[:, column]).log()
         return torch.where(outside[:, column], -torch.inf, log_ratio).float()
-
-    def state_dict(self) -> dict[str, Any]:
-        """Where the generator stands."""
-        return {"generator": None if self._generator is None else self._generator.get_state()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore the generator."""
-        if self._generator is not None and state["generator"] is not None:
-            self._generator.set_state(state["generator"])

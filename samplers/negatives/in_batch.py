@@ -13,11 +13,11 @@ import math
 from typing import Any
 
 import torch
-from negbank.samplers.negatives.contract import EncodedBatch, Info, Negatives, NegativeSampler, Ticket, hardness
 from torch import Tensor
 
 from negbank.bounds import Positive, checked
 from negbank.exclusions import Exclusions
+from negbank.samplers.negatives.contract import EncodedBatch, Info, Negatives, NegativeSampler, Ticket, hardness
 
 
 class InBatch(NegativeSampler):

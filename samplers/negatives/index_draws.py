@@ -76,7 +76,7 @@ class IndexDraws:
         vectors = None if self.snapshot is None else self.snapshot.vectors
         return asked(rows, given, vectors, fresh=self.fresh)
 
-    def __call__(self, rows: Tensor, queries: Tensor, generator: torch.Generator | None) -> Drawn:
+    def __call__(self, rows: Tensor, queries: Tensor, generator: torch.Generator) -> Drawn:
         """What rows (B,) draw, asking with queries (B, D)."""
         anchors = Anchors(rows, queries)
         if not self.pool:

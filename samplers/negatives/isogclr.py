@@ -13,12 +13,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from negbank.samplers.negatives.averages import NEVER, MovingAverages, compared, report
-from negbank.samplers.negatives.contract import EncodedBatch, Info, Negatives, NegativeSampler, Ticket
 from torch import Tensor
 
 from negbank.bounds import Annotated, Ge, Gt, Le, Positive, checked
 from negbank.exclusions import Exclusions
+from negbank.samplers.negatives.averages import NEVER, MovingAverages, compared, report
+from negbank.samplers.negatives.contract import EncodedBatch, Info, Negatives, NegativeSampler, Ticket
 
 
 class ISogClr(NegativeSampler):

@@ -18,11 +18,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from negbank.samplers.negatives.contract import EncodedBatch, Info, Negatives, NegativeSampler, Ticket, hardness
 from torch import Tensor
 
 from negbank.bounds import Annotated, Ge, Lt, Positive, checked
 from negbank.exclusions import NO_ROW, Exclusions
+from negbank.samplers.negatives.contract import EncodedBatch, Info, Negatives, NegativeSampler, Ticket, hardness
 
 
 class Moco(NegativeSampler):

@@ -20,15 +20,15 @@ import math
 from typing import Any, Literal
 
 import torch
-from negbank.samplers.negatives.contract import EncodedBatch, Info, Negatives, NegativeSampler, Ticket, hardness
-from negbank.samplers.negatives.gumbel import Draws, draw_exact, draw_indexed
-from negbank.samplers.negatives.index_draws import asked
 from torch import Tensor
 
 from negbank.bank import EmbeddingBank, unit_rows
 from negbank.bounds import Annotated, Count, Ge, Positive, Share, checked
-from negbank.counter import uniforms
+from negbank.counter import Counter, uniforms
 from negbank.exclusions import Exclusions
+from negbank.samplers.negatives.contract import EncodedBatch, Info, Negatives, NegativeSampler, Ticket, hardness
+from negbank.samplers.negatives.gumbel import Draws, draw_exact, draw_indexed
+from negbank.samplers.negatives.index_draws import asked
 from negbank.snapshot import Snapshot
 
 
@@ -46,7 +46,7 @@ class NegativeCache(NegativeSampler):
         positive: the positive is in the softmax's denominator, as in InfoNCE.
         query: what rows are drawn for; fresh, as published: a second pass, no batch norm.
         exclude: rows that are no negatives of each other; only the anchor's own row by default.
-        generator: of all random draws; on the CPU.
+        counter: place of the random draws, of which each step has its own.
         device: where the cache lives.
 
     Raises:
@@ -67,7 +67,7 @@ class NegativeCache(NegativeSampler):
         positive: bool = True,
         query: Literal["bank", "fresh"] = "bank",
         exclude: Exclusions | None = None,
-        generator: torch.Generator | None = None,
+        counter: Counter = Counter.of(0),
         device: torch.device | str = "cpu",
     ) -> None:
         if refresh and search == "index":
@@ -89,7 +89,7 @@ class NegativeCache(NegativeSampler):
         self._count, self._indexed, self._k, self._slack = draws, search == "index", k, slack
         self._stale = math.ceil(refresh * num_rows)
         self._exclude = (exclude or Exclusions(num_rows)).to(torch.device(device))
-        self._generator, self._device = generator, device
+        self._counter, self._device = counter, device
         self.cache: EmbeddingBank | None = None
         self._snapshot: Snapshot | None = None
 
@@ -102,18 +102,19 @@ class NegativeCache(NegativeSampler):
         vectors = None if self._snapshot is None else self._snapshot.vectors
         vectors = vectors if self.cache is None else self.cache.vectors
         queries = asked(rows, queries, vectors, fresh=self.fresh_queries)
-        draws = self._draws(rows, queries)
-        return Ticket.of(step, rows, torch.cat((draws.ids.flatten(), self._oldest(rows))), draws)
+        generator = self._counter.at("draw", step).generator()
+        draws = self._draws(rows, queries, generator)
+        return Ticket.of(step, rows, torch.cat((draws.ids.flatten(), self._oldest(rows, generator))), draws)
 
-    def _draws(self, rows: Tensor, queries: Tensor) -> Draws:
+    def _draws(self, rows: Tensor, queries: Tensor, generator: torch.Generator) -> Draws:
         settings: dict[str, Any] = {
-            "temperature": self._temperature, "exclude": self._exclude, "generator": self._generator,
+            "temperature": self._temperature, "exclude": self._exclude, "generator": generator,
         }  # fmt: skip
         if self._snapshot is not None:
             return draw_indexed(self._snapshot, rows, queries, self._count, k=self._k, slack=self._slack, **settings)
         if self.cache is not None:
             return draw_exact(self.cache.vectors, self.cache.written, rows, queries, self._count, **settings)
-        uniform = self._exclude.uniform(rows, self._count, generator=self._generator)  # nothing is cached yet
+        uniform = self._exclude.uniform(rows, self._count, generator=generator)  # nothing is cached yet
         return Draws(uniform, torch.full((len(rows),), torch.inf, dtype=torch.float64, device=rows.device), 0.0)
 
     def __call__(self, batch: EncodedBatch, ticket: Ticket) -> tuple[Negatives, Info]:
@@ -135,11 +136,11 @@ class NegativeCache(NegativeSampler):
         }
         return Negatives(scores, weights), info
 
-    def _oldest(self, rows: Tensor) -> Tensor:
+    def _oldest(self, rows: Tensor, generator: torch.Generator) -> Tensor:
         """The rows (ρN,) that were written longest ago, those never written first, in random order of equals."""
         if self._stale == 0:
             return rows[:0]
-        age = uniforms((self._num_rows,), generator=self._generator, device=rows.device)
+        age = uniforms((self._num_rows,), generator=generator, device=rows.device)
         if self.cache is not None:
             age = age + self.cache.written_at
         age[rows] = torch.inf  # they are written anyway
@@ -157,14 +158,11 @@ class NegativeCache(NegativeSampler):
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """The cache if there is one yet, and where the generator stands."""
-        return {
-            "cache": None if self.cache is None else self.cache.state_dict(),
-            "generator": None if self._generator is None else self._generator.get_state(),
-        }
+        """The cache, if there is one yet."""
+        return {"cache": None if self.cache is None else self.cache.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore them.
+        """Restore it.
 
         Raises:
             ValueError: when the cache is of another data set's shape.
@@ -176,5 +174,3 @@ class NegativeCache(NegativeSampler):
                 raise ValueError(f"cache: {rows} rows in the state, {self._num_rows} here")
             self.cache = EmbeddingBank(rows, dim, device=self._device)
             self.cache.load_state_dict(state["cache"])
-        if self._generator is not None and state["generator"] is not None:
-            self._generator.set_state(state["generator"])

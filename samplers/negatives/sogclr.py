@@ -18,11 +18,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from negbank.samplers.negatives.averages import MovingAverages, compared, report
-from negbank.samplers.negatives.contract import EncodedBatch, Info, Negatives, NegativeSampler, Ticket
 
 from negbank.bounds import Annotated, Ge, Gt, Le, Positive, checked
 from negbank.exclusions import Exclusions
+from negbank.samplers.negatives.averages import MovingAverages, compared, report
+from negbank.samplers.negatives.contract import EncodedBatch, Info, Negatives, NegativeSampler, Ticket
 
 
 class SogClr(NegativeSampler):

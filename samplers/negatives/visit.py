@@ -20,13 +20,13 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
+
+from negbank.counter import Counter, uniforms
+from negbank.exclusions import Exclusions
 from negbank.samplers.metropolis import NO_STATE, acceptance, accepted, log_uniforms, scan
 from negbank.samplers.negatives.contract import Info
 from negbank.samplers.negatives.index_draws import Drawn
-from torch import Tensor
-
-from negbank.counter import uniforms
-from negbank.exclusions import Exclusions
 
 IN_BATCH, INDEX = 0, 1
 """Kernels of the scan. A pool has one, in place of INDEX."""
@@ -77,12 +77,13 @@ class Kernels:
         rows: Tensor,
         start: Tensor,
         drawn: Drawn,
-        generator: torch.Generator | None,
+        counter: Counter,
     ) -> Walk:
         """Scan the chains of rows (B,), A = V·B, from the rows start (A,).
 
-        scores (A, C): of columns of rows ids (C,), of which the first `inside` are the batch's.
+        scores (A, C): of columns of rows ids (C,), of which the first `inside` are the batch's. counter: of the visit.
         """
+        generator = counter.generator()
         own, device = rows.repeat(self.views), scores.device
         columns = Columns(ids, generator)
         before = columns.of(start)
@@ -101,7 +102,7 @@ class Kernels:
             before = torch.where((before == NO_STATE) & enters.any(1), first, before)
             if float(torch.rand((), generator=generator)) < 0.5:
                 kernels, proposals = kernels.flip(0), proposals.flip(1)
-        log_u = log_uniforms(proposals.shape[1], len(own), generator=generator, device=device)
+        log_u = log_uniforms(proposals.shape[1], len(own), counter=counter.at("uniforms"), device=device)
         done = scan(log_weights, proposals, kernels, log_u, before, burn_in=int(self.burn_in * proposals.shape[1]))
         names = ("pool",) if drawn.pooled else ("in_batch", "index")
         proposed, taken = done.proposed.sum(0).tolist(), done.accepted.sum(0).tolist()
@@ -127,7 +128,7 @@ class Kernels:
         shift = torch.where(allowed, log_q, torch.inf).to(scores.dtype)[:, :, columns.inverse].repeat(1, self.views, 1)
         return scores / self.temperature - shift
 
-    def _batch_order(self, rows: int, inside: int, generator: torch.Generator | None) -> Tensor:
+    def _batch_order(self, rows: int, inside: int, generator: torch.Generator) -> Tensor:
         """Columns of the in-batch steps, the same for all chains: every row of the batch once, or every view once."""
         if not self.in_batch:
             return torch.empty(0, dtype=torch.int64)
@@ -137,7 +138,7 @@ class Kernels:
         return torch.randperm(rows, generator=generator) + rows * view
 
     def correct(
-        self, stale: Stale, scores: Tensor, ids: Tensor, generator: torch.Generator | None
+        self, stale: Stale, scores: Tensor, ids: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, Tensor, Info]:
         """Correct a walk by fresh scores (A, C) of columns of rows ids (C,).
 
@@ -162,7 +163,7 @@ class Kernels:
 class Columns:
     """Which columns hold a row's encodings: several where the row is in the batch under several views."""
 
-    def __init__(self, ids: Tensor, generator: torch.Generator | None) -> None:
+    def __init__(self, ids: Tensor, generator: torch.Generator) -> None:
         self.distinct, self.inverse, self._counts = ids.unique(return_inverse=True, return_counts=True)
         self._order = self.inverse.argsort(stable=True)
         self._first = self._counts.cumsum(0) - self._counts
@@ -176,7 +177,7 @@ class Columns:
         return torch.where(rows == NO_STATE, NO_STATE, column)
 
 
-def spread(counts: Tensor, rows: Tensor, ids: Tensor, views: int, generator: torch.Generator | None) -> Tensor:
+def spread(counts: Tensor, rows: Tensor, ids: Tensor, views: int, generator: torch.Generator) -> Tensor:
     """Counts over the bank's rows (A, B + E) laid onto the encoded columns ids (C,), each on one view at random.
 
     Of the E further rows only those that were kept are encoded.
@@ -204,7 +205,7 @@ def _alternate(batch: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
     return proposals, kernels
 
 
-def _shuffle(proposals: Tensor, generator: torch.Generator | None) -> Tensor:
+def _shuffle(proposals: Tensor, generator: torch.Generator) -> Tensor:
     """Proposals (A, R), each chain's in a random order of its own."""
     keys = uniforms(tuple(proposals.shape), generator=generator, device=proposals.device)
     return proposals.gather(1, keys.argsort(1))

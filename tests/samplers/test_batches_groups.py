@@ -4,11 +4,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from negbank.samplers.batches import near_duplicates
-from negbank.samplers.batches.groups import NO_GROUP, check_groups, spread
 
 from negbank import Snapshot
 from negbank.exclusions import Exclusions
+from negbank.samplers.batches import near_duplicates
+from negbank.samplers.batches.groups import NO_GROUP, check_groups, spread
 
 
 def seeded(seed=0):

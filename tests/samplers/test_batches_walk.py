@@ -8,11 +8,11 @@ from collections import Counter
 
 import pytest
 import torch
-from negbank.samplers.batches import Knn, ProSampler
-from negbank.samplers.batches.graph import ProximityGraph, candidate_graph, index_graph
 from scipy.stats import chi2_contingency, hypergeom
 
-from negbank import Snapshot
+from negbank import Snapshot, counter
+from negbank.samplers.batches import Knn, ProSampler
+from negbank.samplers.batches.graph import ProximityGraph, candidate_graph, index_graph
 
 
 def seeded(seed=0):
@@ -38,7 +38,7 @@ class Given(ProSampler):
 
 def on_graph(neighbors, batch_size, **options):
     options = {"restart_min": 0.0, "restart_decay": 0.0, "neighbors": 1, "candidates": None, **options}
-    sampler = Given(len(neighbors), batch_size, generator=seeded(), **options)
+    sampler = Given(len(neighbors), batch_size, **options)
     sampler.given = neighbors
     sampler.prepare(None, None)
     return sampler
@@ -212,9 +212,7 @@ def test_overlapping_walks_start_where_no_batch_has_been():
 @pytest.mark.parametrize("cover", ["walk", "epoch"])
 def test_restarts_alone_give_neighbourhoods(cover):
     bank = snapshot(60)
-    sampler = ProSampler(
-        60, 6, candidates=20, neighbors=5, restart=1.0, restart_decay=0.0, generator=seeded(), cover=cover
-    )
+    sampler = ProSampler(60, 6, candidates=20, neighbors=5, restart=1.0, restart_decay=0.0, cover=cover)
     sampler.update(bank)
     first = list(sampler)
     hoods = [{i, *line} for i, line in enumerate(sampler._graph.neighbors.tolist())]
@@ -241,7 +239,7 @@ def test_one_candidate_gives_uniform_batches():
     bank = snapshot(12, dim=2)
 
     def make(candidates):
-        return lambda seed: ProSampler(12, 4, candidates=candidates, neighbors=1, generator=seeded(seed))
+        return lambda seed: ProSampler(12, 4, candidates=candidates, neighbors=1, counter=counter.Counter.of(seed))
 
     assert pairs(make(1), bank, 2000).abs().max() < 4
     assert pairs(make(3), bank, 500).abs().max() > 6
@@ -251,7 +249,7 @@ def test_the_restart_probability_falls_to_its_minimum():
     bank = snapshot(60)
 
     def epoch(number, **options):
-        sampler = ProSampler(60, 8, candidates=20, neighbors=5, generator=seeded(), **options)
+        sampler = ProSampler(60, 8, candidates=20, neighbors=5, **options)
         sampler.update(bank)
         sampler.set_epoch(number)
         return list(sampler)
@@ -286,7 +284,7 @@ def test_batches_larger_than_a_component_are_filled(candidates):
     far = torch.eye(10).repeat_interleave(5, 0)  # ten places of five equal rows
     bank = Snapshot.build(far, factory="exact")
     for cover in ("epoch", "walk"):
-        sampler = ProSampler(50, 20, candidates=candidates, neighbors=4, cover=cover, generator=seeded())
+        sampler = ProSampler(50, 20, candidates=candidates, neighbors=4, cover=cover)
         sampler.update(bank)
         for batches in (list(sampler), list(sampler)):
             assert [len(set(batch)) for batch in batches] == [20, 20]
@@ -313,7 +311,7 @@ def test_arguments_that_do_not_fit_are_refused(options, message):
 
 
 def test_a_graph_is_built_once_a_snapshot(monkeypatch):
-    sampler, built = ProSampler(50, 8, candidates=20, neighbors=5, generator=seeded()), []
+    sampler, built = ProSampler(50, 8, candidates=20, neighbors=5), []
     prepare = sampler.prepare
     monkeypatch.setattr(sampler, "prepare", lambda *args: built.append(args[0]) or prepare(*args))
     bank = snapshot(50)
@@ -333,7 +331,7 @@ def test_a_graph_is_built_once_a_snapshot(monkeypatch):
 
 def test_the_first_batch_is_the_start_and_its_nearest():
     bank = snapshot(60)
-    sampler = Knn(60, 8, neighbors=7, generator=seeded())
+    sampler = Knn(60, 8, neighbors=7)
     sampler.prepare(bank, seeded())
     nearest = similarity(bank).argsort(1, descending=True)
     for seed in range(20):
@@ -344,7 +342,7 @@ def test_the_first_batch_is_the_start_and_its_nearest():
 @pytest.mark.parametrize("neighbors", [1, 3, 59])
 def test_an_epoch_grows_as_a_plain_loop_does(neighbors):
     bank, rows = snapshot(60), torch.arange(60)[torch.arange(60) % 10 != 4]
-    sampler = Knn(60, 9, neighbors=neighbors, generator=seeded())
+    sampler = Knn(60, 9, neighbors=neighbors)
     sampler.prepare(bank, seeded())
     nearest = similarity(bank).argsort(1, descending=True)[:, :neighbors].tolist()
     unused = rows[torch.randperm(len(rows), generator=seeded(3))].tolist()
@@ -379,6 +377,6 @@ def test_batches_of_neighbours_are_nearer_than_uniform_ones():
         z = bank.vectors[torch.tensor(list(sampler))]
         return float((z @ z.mT).mean())
 
-    few, many = (ProSampler(400, 20, candidates=m, neighbors=20, generator=seeded()) for m in (20, 200))
-    near = Knn(400, 20, neighbors=20, generator=seeded())
+    few, many = (ProSampler(400, 20, candidates=m, neighbors=20) for m in (20, 200))
+    near = Knn(400, 20, neighbors=20)
     assert 2 * cosine(few) < cosine(many) < cosine(near)

@@ -5,12 +5,12 @@ import math
 import pytest
 import torch
 from lightly.loss import NTXentLoss
-from negbank.samplers.negatives import Dcl, EncodedBatch, Hcl
-from negbank.train.losses import surrogate
 from pytorch_metric_learning.losses import NTXentLoss as MetricNTXentLoss
 from pytorch_metric_learning.losses import SelfSupervisedLoss
 
 from negbank import Exclusions
+from negbank.samplers.negatives import Dcl, EncodedBatch, Hcl
+from negbank.train.losses import surrogate
 
 B, D = 8, 5
 

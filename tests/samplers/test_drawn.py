@@ -4,11 +4,11 @@ from functools import partial
 
 import pytest
 import torch
-from negbank.samplers.batches import Drawn, Knn
-from negbank.samplers.negatives import EncodedBatch, Importance
 
 from negbank import Snapshot
 from negbank.proposals import Anchors, HeadTail, StaleSoftmax
+from negbank.samplers.batches import Drawn, Knn
+from negbank.samplers.negatives import EncodedBatch, Importance
 
 N, D, B, GROUP, TEMPERATURE = 200, 8, 16, 4, 0.15
 PROPOSALS = {
@@ -26,7 +26,7 @@ def data(clustered):
 
 def drawn(snapshot=None, **options):
     options = {"proposal": PROPOSALS["the stale softmax"], "group": GROUP, **options}
-    made = Drawn(N, B, generator=torch.Generator().manual_seed(0), **options)
+    made = Drawn(N, B, **options)
     if snapshot is not None:
         made.update(snapshot)
     return made
@@ -60,6 +60,19 @@ def test_an_epoch_has_distinct_seeds_and_distinct_rows_a_batch(data):
     assert len(batches) == N // B
     assert all(len(set(rows)) == B for rows in batches)
     seeds = [row for rows in batches for row in rows[::GROUP]]
+    assert len(set(seeds)) == len(seeds)
+
+
+def test_seeds_stay_distinct_where_a_refresh_comes_within_the_epoch(data):
+    _, snapshot = data
+    batches, stream = drawn(snapshot), []
+    for rows in batches:
+        stream.append(rows)
+        if len(stream) in (3, 7):
+            newer = Snapshot.build(snapshot.vectors.flip(1), factory="exact", version=len(stream))
+            batches.update(newer)
+    seeds = [row for rows in stream for row in rows[::GROUP]]
+    assert len(stream) == N // B
     assert len(set(seeds)) == len(seeds)
 
 
@@ -125,8 +138,7 @@ def test_importance_weighs_the_batch_by_it(data, draws):
     z, snapshot = data
     batches = drawn(snapshot)
     sampler = Importance(
-        N, temperature=TEMPERATURE, proposal=PROPOSALS["head and tail"], draws=draws, positive=False,
-        generator=torch.Generator().manual_seed(0),
+        N, temperature=TEMPERATURE, proposal=PROPOSALS["head and tail"], draws=draws, positive=False
     )  # fmt: skip
     sampler.update(snapshot)
     rows = torch.tensor(next(iter(batches)))

@@ -4,12 +4,13 @@ from functools import partial
 
 import pytest
 import torch
+
+from negbank import Exclusions, Snapshot
+from negbank.counter import Counter
+from negbank.proposals import Nearest, Uniform
 from negbank.samplers.batches import UniformBatches
 from negbank.samplers.metropolis import NO_STATE
 from negbank.samplers.negatives import Emc2, EncodedBatch
-
-from negbank import Exclusions, Snapshot
-from negbank.proposals import Nearest, Uniform
 
 N, D, TEMPERATURE = 80, 8, 0.4
 NEAREST = partial(Nearest, k=12, temperature=TEMPERATURE, floor=0.3)
@@ -25,14 +26,16 @@ def data(clustered):
 
 def sampler(snapshot, seed=0, **options):
     options = {"proposals": "both", "proposal": NEAREST, "draws": 2, **options}
-    made = Emc2(N, temperature=TEMPERATURE, generator=torch.Generator().manual_seed(seed), **options)
+    made = Emc2(N, temperature=TEMPERATURE, counter=Counter.of(seed), **options)
     if snapshot is not None:
         made.update(snapshot)
     return made
 
 
-def visit(made, z, rows):
-    ticket = made.draw(rows, step=0, queries=z[rows] if made.fresh_queries else None)
+def visit(made, z, rows, step=None):
+    """A visit at a step, by default the one after the last visit's."""
+    made.at = step = getattr(made, "at", -1) + 1 if step is None else step
+    ticket = made.draw(rows, step=step, queries=z[rows] if made.fresh_queries else None)
     batch = encoded(z, ticket)
     return batch, *made(batch, ticket)
 
@@ -46,7 +49,7 @@ def encoded(z, ticket):
 def occupancy(made, z, batch_size, epochs):
     """Mean weight of every row for every anchor row (N, N), in 10 blocks (10, N, N) for an error estimate."""
     blocks = torch.zeros(10, N, N, dtype=torch.float64)
-    batches = UniformBatches(N, batch_size, generator=torch.Generator().manual_seed(9))
+    batches = UniformBatches(N, batch_size, counter=Counter.of(9))
     for epoch in range(epochs):
         for rows in map(torch.tensor, batches):
             batch, negatives, _ = visit(made, z, rows)
@@ -187,9 +190,9 @@ def test_weights_are_shares_of_kept_states_on_allowed_columns(data, proposals, p
 def test_drawn_rows_are_distinct_further_and_hold_every_carried_state(data):
     z, snapshot = data
     made = sampler(snapshot)
-    for rows in torch.randperm(N, generator=torch.Generator().manual_seed(1)).repeat(3).split(16):
+    for step, rows in enumerate(torch.randperm(N, generator=torch.Generator().manual_seed(1)).repeat(3).split(16)):
         carried = made.chains[rows]
-        ticket = made.draw(rows, step=0)
+        ticket = made.draw(rows, step=step)
         drawn = ticket.further
         assert len(drawn.unique()) == len(drawn)
         assert not torch.isin(drawn, rows).any()
@@ -241,9 +244,10 @@ def test_it_resumes_to_the_same_visits(data):
     visit(first, z, torch.arange(20))
     state = first.state_dict()
     _, expected, _ = visit(first, z, torch.arange(10, 30))
-    second = sampler(snapshot)
+    assert set(state) == {"chains"}
+    second = sampler(snapshot, seed=5)
     second.load_state_dict(state)
-    _, got, _ = visit(second, z, torch.arange(10, 30))
+    _, got, _ = visit(second, z, torch.arange(10, 30), step=1)
     assert torch.equal(got.weights, expected.weights)
     assert torch.equal(first.chains, second.chains)
 
@@ -258,10 +262,8 @@ def test_a_batch_that_was_not_drawn_for_is_refused(data):
     z, snapshot = data
     made = sampler(snapshot)
     ticket = made.draw(torch.arange(4), step=0)
-    for batch in (
-        EncodedBatch.from_views(torch.arange(4) + 1, torch.cat((z[1:5], z[1:5])), ticket.further, z[ticket.further]),
-        EncodedBatch.from_views(torch.arange(4), torch.cat((z[:4], z[:4]))),  # without the further rows
-    ):
+    others = encoded(z, ticket._replace(rows=torch.arange(4) + 1))
+    for batch in (others, encoded(z, ticket._replace(further=ticket.further[1:]))):
         with pytest.raises(ValueError, match="ticket: drawn for other rows"):
             made(batch, ticket)
 

@@ -3,12 +3,12 @@ from __future__ import annotations
 import pytest
 import torch
 from lightly.loss import NTXentLoss
-from negbank.samplers.negatives import EncodedBatch, InBatch, Negatives
-from negbank.train.losses import info_nce, surrogate
 from pytorch_metric_learning.losses import NTXentLoss as MetricNTXentLoss
 from pytorch_metric_learning.losses import SelfSupervisedLoss
 
 from negbank import Exclusions
+from negbank.samplers.negatives import EncodedBatch, InBatch, Negatives
+from negbank.train.losses import info_nce, surrogate
 
 B, D = 12, 6
 

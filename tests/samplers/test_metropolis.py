@@ -1,4 +1,4 @@
-"""The chain's law by enumeration: the transition matrix is built from the moves of the scan that is run, and densities."""
+"""The chain's law by enumeration: the transition matrix is built from the moves of the scan, and densities."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from functools import partial
 
 import pytest
 import torch
-from negbank.samplers.metropolis import NO_STATE, acceptance, accepted, scan, scan_reference
-from negbank.samplers.mixing import total_variation
 from scipy import stats
 
 from negbank import Exclusions, Snapshot
 from negbank.proposals import Anchors, Cells, HeadTail, Mixture, Nearest, StaleSoftmax, Uniform
+from negbank.samplers.metropolis import NO_STATE, acceptance, accepted, scan, scan_reference
+from negbank.samplers.mixing import total_variation
 
 N, BETA = 250, 14.28
 

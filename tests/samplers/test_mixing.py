@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from negbank.samplers.metropolis import acceptance
 from negbank.samplers.mixing import acceptance_rate, effective_sample_size, laws, supremum, total_variation
 

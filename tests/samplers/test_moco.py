@@ -3,10 +3,10 @@ from __future__ import annotations
 import pytest
 import torch
 from lightly.loss import NTXentLoss
-from negbank.samplers.negatives import EncodedBatch, Moco
-from negbank.train.losses import info_nce, surrogate
 
 from negbank import Exclusions
+from negbank.samplers.negatives import EncodedBatch, Moco
+from negbank.train.losses import info_nce, surrogate
 
 N, B, D, TEMPERATURE = 40, 6, 5, 0.2
 ROWS = torch.arange(B)

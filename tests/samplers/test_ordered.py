@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from negbank.samplers.batches import Ordered
-from negbank.samplers.batches.ordered import batch_losses
 from torch.nn.functional import cross_entropy
 
 from negbank import Snapshot
+from negbank.samplers.batches import Ordered
+from negbank.samplers.batches.ordered import batch_losses
 
 
 def seeded(seed=0):
@@ -55,7 +55,7 @@ def test_it_does_not_depend_on_how_many_batches_are_scored_at_once(monkeypatch):
 def test_the_hardest_of_every_pool_are_kept_and_no_others(rows, pool, keep, positives):
     u, v = unit(2, rows, 8)
     v = v if positives else u
-    sampler = Watched(rows, 4, temperature=0.5, pool=pool, keep=keep, generator=seeded())
+    sampler = Watched(rows, 4, temperature=0.5, pool=pool, keep=keep)
     sampler.update(Snapshot.build(u, positives=v if positives else None, factory="exact"))
     batches = list(sampler)
     given, count, state, planned = sampler.seen
@@ -87,7 +87,7 @@ def test_an_epoch_has_q_of_every_k_batches(rows, pool, keep, batches):
 
 def test_batches_are_harder_than_uniform_ones(clustered):
     z = clustered(4000, clusters=40)
-    sampler = Ordered(4000, 8, temperature=0.1, pool=100, keep=10, generator=seeded())
+    sampler = Ordered(4000, 8, temperature=0.1, pool=100, keep=10)
     sampler.update(Snapshot.build(z, factory="exact"))
     kept = batch_losses(z, z, torch.tensor(list(sampler)), 0.1).mean()
     uniform = batch_losses(z, z, torch.randperm(4000, generator=seeded()).view(-1, 8), 0.1).mean()
@@ -107,9 +107,9 @@ def test_fresh_embeddings_take_the_place_of_the_banks(both, monkeypatch):
         return (first, second) if both else first
 
     options = {"temperature": 0.5, "pool": 5, "keep": 1}
-    fresh = Ordered(80, 4, score="fresh", encode=encode, generator=seeded(), **options)
+    fresh = Ordered(80, 4, score="fresh", encode=encode, **options)
     fresh.update(Snapshot.build(stale, factory="exact"))
-    banked = Ordered(80, 4, generator=seeded(), **options)
+    banked = Ordered(80, 4, **options)
     banked.update(Snapshot.build(u, positives=v.half() if both else None, factory="exact"))
     assert list(fresh) == list(banked)
     assert torch.cat(calls).tolist() == list(range(80))
@@ -118,7 +118,7 @@ def test_fresh_embeddings_take_the_place_of_the_banks(both, monkeypatch):
 
 def test_a_newer_snapshot_gives_all_rows_not_handed_out_another_chance():
     snapshots = [Snapshot.build(unit(400, 8, seed=s), factory="exact", version=s) for s in range(3)]
-    sampler = Watched(400, 4, temperature=0.1, pool=20, keep=5, generator=seeded())
+    sampler = Watched(400, 4, temperature=0.1, pool=20, keep=5)
     sampler.update(snapshots[0])
     stream = iter(sampler)
     batches = [next(stream) for _ in range(7)]
@@ -135,14 +135,14 @@ def test_a_newer_snapshot_gives_all_rows_not_handed_out_another_chance():
     assert len(planned) == count == 12
     assert {tuple(batch) for batch in rest} == {tuple(batch.tolist()) for batch in planned}
     assert batch_losses(u, u, planned, 0.1).mean() > batch_losses(u, u, torch.tensor(batches[:13]), 0.1).mean()
-    other = Ordered(400, 4, temperature=0.1, pool=20, keep=5, generator=seeded(9))
+    other = Ordered(400, 4, temperature=0.1, pool=20, keep=5)
     other.update(snapshots[2])
     other.load_state_dict(state)
     assert list(other) == rest
 
 
 def test_before_the_first_snapshot_batches_are_uniform():
-    sampler = Ordered(400, 4, temperature=0.1, pool=20, keep=5, generator=seeded())
+    sampler = Ordered(400, 4, temperature=0.1, pool=20, keep=5)
     batches = list(sampler)
     assert len(batches) == 25
     assert len({row for batch in batches for row in batch}) == 100
@@ -150,7 +150,7 @@ def test_before_the_first_snapshot_batches_are_uniform():
 
 def test_rows_never_written_come_in_uniform_batches():
     written = torch.arange(400) < 200
-    sampler = Ordered(400, 4, temperature=0.1, pool=20, keep=5, generator=seeded())
+    sampler = Ordered(400, 4, temperature=0.1, pool=20, keep=5)
     sampler.update(Snapshot.build(unit(400, 8), factory="exact", written=written))
     rows = torch.tensor(list(sampler)).flatten()
     assert len(rows) == rows.unique().numel() == 100
@@ -176,6 +176,6 @@ def test_bad_arguments_are_named(options, message):
 @pytest.mark.gpu
 def test_rows_may_be_on_a_gpu():
     u = unit(400, 8)
-    sampler = Ordered(400, 4, temperature=0.1, pool=20, keep=5, generator=seeded())
+    sampler = Ordered(400, 4, temperature=0.1, pool=20, keep=5)
     sampler.update(Snapshot.build(u.cuda(), factory="exact"))
     assert len(torch.tensor(list(sampler)).flatten().unique()) == 100

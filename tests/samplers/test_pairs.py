@@ -6,46 +6,45 @@ from functools import partial
 
 import pytest
 import torch
-from negbank.samplers.mixing import laws
-from negbank.samplers.negatives import Emc2, EncodedBatch, Hardest, Importance, NegativeCache
 from torch import nn
 
 from negbank import Snapshot
 from negbank.proposals import Nearest
+from negbank.samplers.mixing import laws
+from negbank.samplers.negatives import Emc2, EncodedBatch, Hardest, Importance, NegativeCache
 
 N, B, D, TEMPERATURE = 60, 8, 8, 0.3
 ROWS = torch.arange(B) * 7
 NEAREST = partial(Nearest, k=10, temperature=TEMPERATURE, floor=0.3)
 MAKE = {
-    "emc2": lambda g: Emc2(
+    "emc2": lambda: Emc2(
         N, temperature=TEMPERATURE, views=1, proposals="index", proposal=NEAREST, draws=20_000, burn_in=0.05,
-        query="fresh", start="fresh", generator=g,
+        query="fresh", start="fresh",
     ),
-    "logQ, own draws": lambda g: Importance(
+    "logQ, own draws": lambda: Importance(
         N, temperature=TEMPERATURE, proposal=NEAREST, draws=20_000, pool=False, batch=False, positive=False,
-        query="fresh", generator=g,
+        query="fresh",
     ),
-    "logQ, queries of the other bank": lambda g: Importance(
-        N, temperature=TEMPERATURE, proposal=NEAREST, draws=80_000, positive=False, query="bank", generator=g
+    "logQ, queries of the other bank": lambda: Importance(
+        N, temperature=TEMPERATURE, proposal=NEAREST, draws=80_000, positive=False, query="bank"
     ),
-    "emc2, pool, queries of the other bank": lambda g: Emc2(
+    "emc2, pool, queries of the other bank": lambda: Emc2(
         N, temperature=TEMPERATURE, views=1, proposals="both", proposal=NEAREST, draws=20_000, pool=True, burn_in=0.05,
-        generator=g,
     ),
-    "logQ, pool and batch": lambda g: Importance(
-        N, temperature=TEMPERATURE, proposal=NEAREST, draws=80_000, positive=False, query="fresh", generator=g
+    "logQ, pool and batch": lambda: Importance(
+        N, temperature=TEMPERATURE, proposal=NEAREST, draws=80_000, positive=False, query="fresh"
     ),
-    "negative cache": lambda g: NegativeCache(
-        N, temperature=TEMPERATURE, draws=20_000, search="index", positive=False, query="fresh", generator=g
+    "negative cache": lambda: NegativeCache(
+        N, temperature=TEMPERATURE, draws=20_000, search="index", positive=False, query="fresh"
     ),
-    "all nearest": lambda g: Hardest(N, temperature=TEMPERATURE, k=N - 1, positive=False, query="fresh", generator=g),
+    "all nearest": lambda: Hardest(N, temperature=TEMPERATURE, k=N - 1, positive=False, query="fresh"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", MAKE)
 def test_weights_are_the_softmax_over_the_other_side(clustered, name):
     left, right = clustered(N, dim=D, spread=0.6), clustered(N, dim=D, spread=0.6, seed=1)
-    made = MAKE[name](torch.Generator().manual_seed(0))
+    made = MAKE[name]()
     made.update(Snapshot.build(right, factory="exact"))
     ticket = made.draw(ROWS, step=0, queries=left[ROWS])
     batch = EncodedBatch.from_pairs(ROWS, left[ROWS], right[ROWS], ticket.further, right[ticket.further])
@@ -78,7 +77,7 @@ def test_the_estimated_denominator_is_unbiased_by_enumeration(clustered, pool):
     left, right, _ = other_side(clustered, rows)
     made = Importance(
         rows, temperature=TEMPERATURE, proposal=partial(Nearest, k=3, temperature=TEMPERATURE, floor=0.3), draws=1,
-        pool=pool, batch=False, generator=torch.Generator().manual_seed(0),
+        pool=pool, batch=False,
     )  # fmt: skip
     made.update(Snapshot.build(right.float(), factory="exact"))
     every = torch.arange(rows)
@@ -102,7 +101,7 @@ def test_the_softmax_over_the_other_side_is_stationary_by_enumeration(clustered)
     left, right, log_pi = other_side(clustered, rows)
     made = Emc2(
         rows, temperature=TEMPERATURE, views=1, proposals="index", query="bank", draws=1,
-        proposal=partial(Nearest, k=5, temperature=TEMPERATURE, floor=0.3), generator=torch.Generator().manual_seed(0),
+        proposal=partial(Nearest, k=5, temperature=TEMPERATURE, floor=0.3),
     )  # fmt: skip
     log_q = law_of_draws(made, left, right, rows)
     pi = log_pi.exp()
@@ -118,7 +117,7 @@ def test_the_softmax_over_the_other_side_is_stationary_by_enumeration(clustered)
 
 def test_the_cache_of_a_direction_holds_the_other_side(clustered):
     left, right = clustered(N, dim=D), clustered(N, dim=D, seed=1)
-    made = NegativeCache(N, temperature=TEMPERATURE, query="fresh", generator=torch.Generator().manual_seed(0))
+    made = NegativeCache(N, temperature=TEMPERATURE, query="fresh")
     ticket = made.draw(ROWS, step=0, queries=left[ROWS])
     drawn = ticket.further
     made(EncodedBatch.from_pairs(ROWS, left[ROWS], right[ROWS], drawn, right[drawn]), ticket)

@@ -7,14 +7,14 @@ import pytest
 import torch
 import torchvision.transforms.v2 as T
 import torchvision.transforms.v2.functional as TF
-from negbank.train.data.images.augment import PRESETS, Augment, Draw, Plain
-from negbank.train.data.images.blur import gaussian_blur, kernel_size
-from negbank.train.data.images.colour import BRIGHTNESS, CONTRAST, HUE, SATURATION, jitter_, luma, shift_hue
-from negbank.train.data.images.crop import BOX_UNIFORMS, random_boxes, resample
 from scipy.stats import ks_2samp
 from torch import Tensor
 
 from negbank.counter import Counter
+from negbank.train.data.images.augment import PRESETS, Augment, Draw, Plain
+from negbank.train.data.images.blur import gaussian_blur, kernel_size
+from negbank.train.data.images.colour import BRIGHTNESS, CONTRAST, HUE, SATURATION, jitter_, luma, shift_hue
+from negbank.train.data.images.crop import BOX_UNIFORMS, random_boxes, resample
 
 BARE: dict[str, Any] = {"mean": (0.0,), "std": (1.0,)}
 NONE: dict[str, Any] = {"channels": 3, "preset": "natural", **BARE}

@@ -10,15 +10,15 @@ from urllib.error import URLError
 import numpy as np
 import pytest
 import torch
-from negbank.train.data.contract import Data, Pairs, Splits, collate, describes, num_rows, raw, sides, subset
-from negbank.train.data.holdout import stratified
-from negbank.train.data.images import Augment, Files, ImageArray, ImageData, ImageFiles, Images, sources
-from negbank.train.data.images.folder import image_folder
 from PIL import Image
 from torch import Tensor
 from torchvision import datasets
 
 from negbank.counter import Counter
+from negbank.train.data.contract import Data, Pairs, Splits, collate, describes, num_rows, raw, sides, subset
+from negbank.train.data.holdout import stratified
+from negbank.train.data.images import Augment, Files, ImageArray, ImageData, ImageFiles, Images, sources
+from negbank.train.data.images.folder import image_folder
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 RNG = np.random.default_rng(0)

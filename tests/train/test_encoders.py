@@ -4,8 +4,9 @@ import functools
 
 import pytest
 import torch
-from negbank.train.encoders import ConvNet, Embedder, Perceptron, Projector, convnet, mlp, resnet18, resnet50
 from torch import Tensor, nn
+
+from negbank.train.encoders import ConvNet, Embedder, Perceptron, Projector, convnet, mlp, resnet18, resnet50
 
 ENCODERS = {"convnet": convnet, "resnet18": resnet18, "resnet50": resnet50}
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)

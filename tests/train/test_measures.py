@@ -9,8 +9,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lightly.utils.benchmarking import knn_predict
-from negbank.train import measures as evaluate
-from negbank.train.measures import (
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor
+
+from negbank.train.evaluate import measures as evaluate
+from negbank.train.evaluate.measures import (
     alignment,
     global_loss,
     knn_accuracy,
@@ -19,10 +24,6 @@ from negbank.train.measures import (
     uniformity,
     view_retrieval,
 )
-from sklearn.linear_model import LogisticRegression
-from sklearn.neighbors import KNeighborsClassifier
-from sklearn.preprocessing import StandardScaler
-from torch import Tensor
 
 Data = tuple[Tensor, Tensor, Tensor, Tensor]
 

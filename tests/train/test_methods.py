@@ -7,11 +7,12 @@ import inspect
 
 import pytest
 import torch
+from torch import nn
+
+from negbank.train import registry
 from negbank.train.build import build
 from negbank.train.config import ConfigError, parse
-from negbank.train.options import TYPES
 from negbank.train.trainer import Trainer
-from torch import nn
 
 GROUP = {"norm": "group", "projector": {"norm": "none", "dim": 16}, "width": 16, "features": 16}
 BATCH = {"projector": {"dim": 16}, "width": 8, "features": 16}
@@ -46,33 +47,33 @@ def assembly(negatives, **sections):
 
 
 def test_there_is_a_run_of_every_type():
-    assert {options["type"] for options in METHODS.values()} == set(TYPES["negatives"])
+    assert {options["type"] for options in METHODS.values()} == set(registry.REGISTRY["negatives"])
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_it_trains_and_goes_on_where_it_stopped(name, steps):
     first = assembly(METHODS[name]).trainer
-    before = [p.detach().clone() for p in first.embedder.parameters()]
+    encoder = first.towers[0].encoder
+    before = [p.detach().clone() for p in encoder.parameters()]
     steps(first, 3)
-    assert not all(torch.equal(a, b) for a, b in zip(before, first.embedder.parameters()))
-    state = copy.deepcopy(first.state_dict())
-    snapshot = None if first.refresher is None else first.refresher.snapshot
+    assert not all(torch.equal(a, b) for a, b in zip(before, encoder.parameters()))
+    state, snapshots = copy.deepcopy(first.state_dict()), first.snapshots()
     expected = steps(first, 3)
     assert all(torch.isfinite(torch.tensor([m["loss"], m["hardness"]])).all() for m in expected)
     second = assembly(METHODS[name]).trainer
-    second.load_state_dict(state, snapshot)
+    second.load_state_dict(state, snapshots)
     assert steps(second, 3) == expected
     assert second.encodings == first.encodings
 
 
 def test_snapshots_are_built_for_those_that_read_them():
-    reads = {name for name, options in METHODS.items() if assembly(options).trainer.refresher is not None}
+    reads = {name for name, options in METHODS.items() if assembly(options).trainer.towers[0].refresher is not None}
     assert reads == {"emc2", "emc2, pool", "logQ", "hardest", "hardest, as published", "negative cache, by the index"}
 
 
 @pytest.mark.parametrize("name", ["sogclr", "isogclr", "emc2"])
 def test_what_counts_on_uniform_batches_is_refused_with_others(name):
-    with pytest.raises(ValueError, match="need uniform batches, which Knn batches are not"):
+    with pytest.raises(ValueError, match="takes the batch's rows for uniform draws, which those of Knn are not"):
         assembly(METHODS[name], batches={"type": "knn", "batch_size": 12})
     assembly(METHODS["hcl"], batches={"type": "knn", "batch_size": 12})
 
@@ -83,10 +84,10 @@ def test_drawn_batches_train_and_go_on_where_they_stopped(steps):
     for negatives in ({"type": "importance", "draws": 0}, METHODS["logQ"]):
         first = assembly(negatives, batches=batches).trainer
         steps(first, 5)
-        state, snapshot = copy.deepcopy(first.state_dict()), first.refresher.snapshot
+        state, snapshots = copy.deepcopy(first.state_dict()), first.snapshots()
         expected = steps(first, 3)
         second = assembly(negatives, batches=batches).trainer
-        second.load_state_dict(state, snapshot)
+        second.load_state_dict(state, snapshots)
         assert steps(second, 3) == expected
     assert "extra_encodings" in expected[0]
     with pytest.raises(ValueError, match="which is not known of Knn batches"):
@@ -103,8 +104,8 @@ def test_it_trains_on_the_gpu(name, steps):
 
 def test_a_learned_temperature_is_trained_without_weight_decay_and_reported(steps):
     trainer = assembly(METHODS["simclr, learned temperature"], optim={"weight_decay": 0.5}).trainer
-    (learned,) = trainer.negatives.learned
-    *_, group = trainer.optimiser.param_groups
+    (learned,) = trainer.towers[0].negatives.learned
+    *_, group = trainer.descent.optimiser.param_groups
     assert group["params"] == [learned]
     assert group["weight_decay"] == 0
     found = [metrics["temperature"] for metrics in steps(trainer, 3)]
@@ -114,7 +115,7 @@ def test_a_learned_temperature_is_trained_without_weight_decay_and_reported(step
 
 def test_the_trainer_names_no_method():
     source = inspect.getsource(Trainer)
-    assert not [name for name in TYPES["negatives"] if name in source]
+    assert not [name for name in registry.REGISTRY["negatives"] if name in source]
 
 
 class Recorder(nn.Module):
@@ -142,8 +143,8 @@ def test_the_momentum_encoder_sees_the_same_views_and_follows_slowly():
         "negatives": {"type": "moco", "queue": 50, "momentum": 0.75}, "optim": {"type": "sgd", "lr": 0.5},
     }  # fmt: skip
     torch.manual_seed(0)
-    trainer = build(parse(config)[0], embedder=Recorder()).trainer
-    fast, slow = trainer.embedder, trainer.momentum_encoder
+    trainer = build(parse(config)[0], encoder=Recorder()).trainer
+    fast, slow = trainer.towers[0].encoder, trainer.slow[0]
     assert slow is not fast
     expected = [p.detach().clone() for p in fast.parameters()]
     for step in range(3):
@@ -157,12 +158,12 @@ def test_the_momentum_encoder_sees_the_same_views_and_follows_slowly():
         assert trainer.encodings == (step + 1) * 4 * 12
     assert all(p.grad is None and not p.requires_grad for p in slow.parameters())
     assert not torch.equal(fast.norm.running_mean, slow.norm.running_mean)  # buffers are each encoder's own
-    queued = trainer.negatives.keys[:24]
+    queued = trainer.towers[0].negatives.keys[:24]
     with torch.no_grad():
         torch.testing.assert_close(queued.norm(dim=1), torch.ones(24))
 
 
 def test_without_momentum_there_is_no_second_encoder():
     trainer = assembly(METHODS["simclr"]).trainer
-    assert trainer.momentum_encoder is None
-    assert trainer.state_dict()["momentum_encoder"] is None
+    assert trainer.slow == [None]
+    assert trainer.state_dict()["towers"][0]["slow"] is None

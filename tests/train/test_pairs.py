@@ -9,13 +9,17 @@ import re
 
 import pytest
 import torch
-from negbank.train.config import parse
-from negbank.train.descent import NonFiniteError
-from negbank.train.options import TYPES
-from negbank.train.pairs import PairTrainer, build_pairs, recall_both_ways
 from torch import nn
 
-from negbank import Exclusions
+from negbank.counter import seeded_uniforms
+from negbank.proposals import Nearest
+from negbank.train import registry
+from negbank.train.build import build
+from negbank.train.config import parse
+from negbank.train.data.contract import Pairs, Splits
+from negbank.train.descent import NonFiniteError
+from negbank.train.evaluate.retrieval import recall_both_ways
+from negbank.train.trainer import Trainer
 
 N, B, D, TEMPERATURE = 40, 8, 6, 0.3
 INDEX = {"refresh": {"every": 3, "unit": "steps"}, "index": {"factory": "exact"}}
@@ -46,39 +50,56 @@ class Linear(nn.Module):
         return nn.functional.normalize(x @ self.weight.T, dim=1)
 
 
-def inputs(width, seed, rows=N):
-    """Features of the rows, and how they are read: with a generator, under noise."""
-    x = torch.randn(rows, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+class Features:
+    """Random features of the rows, under a seed with noise."""
 
-    def read(rows, generator):
-        noise = 0.0 if generator is None else 0.1 * torch.randn(len(rows), width, generator=generator)
-        return x[rows] + noise
+    labels = None
 
-    return x, read
+    def __init__(self, width, seed, rows=N, noise=0.1):
+        self.x = torch.randn(rows, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        self.noise = noise
+
+    def __len__(self):
+        return len(self.x)
+
+    def read(self, rows, seeds):
+        noise = 0.0 if seeds is None else seeded_uniforms(seeds, self.x.shape[1]).double() - 0.5
+        return self.x[rows] + self.noise * noise
 
 
-def make(negatives, *, exclude=None, batch_size=B, rows=N, noisy=True, **sections):
-    config, _ = parse({
+def made(config, sides, groups=None):
+    """The trainer of encoders and data of two sides."""
+    encoders, data = zip(*sides)
+    sections = {"data": {"type": "own"}, "encoder": {"type": "own"}, "eval": {"type": "retrieval", "ks": [1]}}
+    parsed, _ = parse({**sections, **config})
+    return build(parsed, encoder=list(encoders), splits=Splits(Pairs(*data, groups), None, ())).trainer
+
+
+def make(negatives, *, groups=None, batch_size=B, rows=N, noisy=True, **sections):
+    config = {
         "batches": {"batch_size": batch_size}, "negatives": negatives, "loss": {"temperature": TEMPERATURE},
         "optim": {"type": "sgd", "lr": 0.5, "momentum": 0.0, "weight_decay": 0.0},
         "run": {"steps": 1000, "device": "cpu", "precision": "float32"}, **INDEX, **sections,
-    })  # fmt: skip
-    sides = []
-    for width, seed in ((5, 1), (7, 2)):
-        x, read = inputs(width, seed, rows)
-        sides.append((Linear(width, seed), read if noisy else lambda rows, generator, x=x: x[rows]))
-    return build_pairs(config, rows, *sides, exclude=exclude)
+    }  # fmt: skip
+    noise = 0.1 if noisy else 0.0
+    return made(config, [(Linear(w, s), Features(w, s, rows, noise)) for w, s in ((5, 1), (7, 2))], groups)
+
+
+@torch.no_grad()
+def fresh(tower):
+    """A tower's embeddings of all rows, in evaluation mode."""
+    return tower.encoder.eval()(tower.data.read(torch.arange(len(tower.data)), None)).float()
 
 
 def embedded(trainer):
     """Both sides' embeddings of all rows, with gradient."""
-    return [side.encoder(side.read(torch.arange(len(side.bank)), None)) for side in (trainer.left, trainer.right)]
+    return [t.encoder(t.data.read(torch.arange(len(t.bank)), None)) for t in trainer.towers]
 
 
 def test_infonce_is_the_symmetric_cross_entropy_of_clip():
     trainer = make(METHODS["infonce"], noisy=False)
-    weights = [trainer.left.encoder.weight, trainer.right.encoder.weight]
-    logs = [side.negatives.learned[0] for side in (trainer.left, trainer.right)]
+    weights = [tower.encoder.weight for tower in trainer.towers]
+    logs = [side.negatives.learned[0] for side in trainer.towers]
     for _ in range(3):
         rows = torch.tensor(next(iter(copy.deepcopy(trainer.batches))))
         left, right = embedded(trainer)
@@ -99,7 +120,7 @@ def test_sogclr_is_the_two_way_loss_read_literally():
     """Yuan et al. 2022, two-way: g_i = mean_j exp(β (s_ij − s_ii)) and that of the transpose, each over its own u_i."""
     gamma = 0.7
     trainer = make({**METHODS["sogclr"], "gamma": gamma}, noisy=False)
-    weights = [trainer.left.encoder.weight, trainer.right.encoder.weight]
+    weights = [tower.encoder.weight for tower in trainer.towers]
     u: dict[tuple[int, int], float] = {}
     epochs = itertools.chain.from_iterable(itertools.repeat(copy.deepcopy(trainer.batches)))
     for rows in itertools.islice(epochs, 12):  # more than two epochs: rows come back
@@ -128,19 +149,25 @@ def test_chains_that_persist_visit_the_softmax_over_the_other_side(steps):
     )  # fmt: skip
     left, right = (z.detach() for z in embedded(trainer))
     sums = {}
-    for name, side in (("left", trainer.left), ("right", trainer.right)):
-        sums[name] = torch.zeros(rows, rows, dtype=torch.float64)
+    for side in trainer.towers:
+        sums[side.name] = torch.zeros(rows, rows, dtype=torch.float64)
 
-        def kept(batch, call=side.negatives.__call__, total=sums[name]):
-            negatives, info = call(batch)
+        def kept(batch, ticket, call=side.negatives.__call__, total=sums[side.name]):
+            negatives, info = call(batch, ticket)
             total[batch.rows[:, None], batch.candidate_rows] += negatives.weights
             return negatives, info
 
-        side.negatives = _Spied(side.negatives, kept)
+        spy(trainer, side, kept)
     steps(trainer, 600)
     for name, scores in (("left", left @ right.T), ("right", right @ left.T)):
         pi = (scores / TEMPERATURE).fill_diagonal_(-torch.inf).softmax(1)
         assert float((sums[name] / 600 - pi).abs().sum(1).max() / 2) < 0.06
+
+
+def spy(trainer, tower, call):
+    """Have the calls of a tower's negatives go through a function."""
+    spied = tower._replace(negatives=_Spied(tower.negatives, call))
+    trainer.towers = tuple(spied if each is tower else each for each in trainer.towers)
 
 
 class _Spied:
@@ -149,8 +176,8 @@ class _Spied:
     def __init__(self, sampler, call):
         self._sampler, self._call = sampler, call
 
-    def __call__(self, batch):
-        return self._call(batch)
+    def __call__(self, batch, ticket):
+        return self._call(batch, ticket)
 
     def __getattr__(self, name):
         return getattr(self._sampler, name)
@@ -161,33 +188,34 @@ def test_anchors_are_searched_for_with_their_own_sides_rows(query, monkeypatch, 
     trainer = make({**METHODS["importance"], "query": query}, noisy=False)
     steps(trainer, 5)
     asked = {}
-    for side, other in ((trainer.left, trainer.right), (trainer.right, trainer.left)):
+    for side, other in zip(trainer.towers, trainer.towers[::-1]):
         own = side.bank.vectors.clone()
-        fresh = side.encode(torch.arange(N)).float()
+        now = fresh(side)
         index = side.negatives._index
         assert index.snapshot is other.refresher.snapshot
         original = type(index).__call__
 
-        def seen(self, rows, queries, original=original):
+        def seen(self, rows, queries, *more, original=original):
+            found = original(self, rows, queries, *more)
             asked[id(self)] = (rows, queries)
-            return original(self, rows, queries)
+            return found
 
         monkeypatch.setattr(type(index), "__call__", seen)
-        asked[id(side)] = own if query == "bank" else fresh
+        asked[id(side.bank)] = own if query == "bank" else now
     trainer.step()
-    for side in (trainer.left, trainer.right):
+    for side in trainer.towers:
         rows, queries = asked[id(side.negatives._index)]
-        torch.testing.assert_close(queries, asked[id(side)][rows])
+        torch.testing.assert_close(queries, asked[id(side.bank)][rows])
 
 
 def test_a_step_encodes_each_side_once_and_writes_both_banks(steps):
     trainer = make(METHODS["importance"])
     steps(trainer, 4)
-    before = [side.bank.written_at.clone() for side in (trainer.left, trainer.right)]
-    counts = [len(trainer.left.encoder.seen), len(trainer.right.encoder.seen)]
+    before = [side.bank.written_at.clone() for side in trainer.towers]
+    counts = [len(side.encoder.seen) for side in trainer.towers]
     encodings = trainer.encodings
     metrics = trainer.step()
-    sides = (trainer.left, trainer.right)
+    sides = trainer.towers
     assert [len(side.encoder.seen) - count for side, count in zip(sides, counts)] == [1, 1]
     passes = [side.encoder.seen[-1] for side in sides]
     assert trainer.encodings - encodings == sum(passes)
@@ -204,7 +232,7 @@ def test_encodings_are_all_that_an_encoder_was_given(steps):
     for negatives, more in ((METHODS["importance"], {}), (METHODS["infonce"], {"batches": batches})):
         trainer = make(negatives, refresh=refresh, **more)
         given = []
-        for side in (trainer.left, trainer.right):
+        for side in trainer.towers:
             side.encoder.register_forward_hook(lambda *call, given=given: given.append(len(call[2])))
         steps(trainer, 7)
         assert trainer.encodings == sum(given)
@@ -220,12 +248,11 @@ def test_k_steps_and_k_more_after_a_resume_are_2k_steps(name, steps):
     expected = steps(whole, 14)
     first = make(negatives, **sections)
     steps(first, 7)
-    state = copy.deepcopy(first.state_dict())
-    snapshots = tuple(None if s.refresher is None else s.refresher.snapshot for s in (first.left, first.right))
+    state, snapshots = copy.deepcopy(first.state_dict()), first.snapshots()
     second = make(negatives, **sections)
     second.load_state_dict(state, snapshots)
     assert steps(second, 7) == expected[7:]
-    for mine, theirs in ((second.left, whole.left), (second.right, whole.right)):
+    for mine, theirs in zip(second.towers, whole.towers):
         assert torch.equal(mine.encoder.weight, theirs.encoder.weight)
         assert torch.equal(mine.bank.vectors, theirs.bank.vectors)
     assert second.encodings == whole.encodings
@@ -236,34 +263,34 @@ def test_k_steps_and_k_more_after_a_resume_are_2k_steps(name, steps):
 @pytest.mark.parametrize("name", ["infonce", "sogclr", "emc2", "importance", "hardest", "negative cache"])
 def test_captions_of_one_image_are_no_negatives(name, steps):
     groups = torch.arange(N) // 4
-    trainer = make(METHODS[name], exclude=Exclusions(N, groups=groups))
+    trainer = make(METHODS[name], groups=groups)
     met = 0
-    for side in (trainer.left, trainer.right):
+    for side in trainer.towers:
 
-        def checked(batch, call=side.negatives.__call__):
+        def checked(batch, ticket, call=side.negatives.__call__):
             nonlocal met
-            negatives, info = call(batch)
+            negatives, info = call(batch, ticket)
             same = groups[batch.rows][:, None] == groups[batch.candidate_rows]
             met += int(same.sum()) - len(batch.rows)
             assert float((negatives.weights * same).abs().max()) == 0
             return negatives, info
 
-        side.negatives = _Spied(side.negatives, checked)
+        spy(trainer, side, checked)
     steps(trainer, 8)
     assert met > 0
 
 
 def test_both_sides_draw_from_streams_of_their_own():
-    trainer = make(METHODS["importance"])
-    left, right = (side.negatives._generator.get_state() for side in (trainer.left, trainer.right))
+    trainer = make({**METHODS["importance"], "pool": False, "draws": 3}, rows=N)
+    rows = torch.arange(B)
+    left, right = (tower.negatives.draw(rows, step=0, queries=torch.eye(B, D)).further for tower in trainer.towers)
     assert not torch.equal(left, right)
 
 
 def test_one_encoder_may_be_both_sides(steps):
-    _, read = inputs(5, 1)
-    encoder = Linear(5, 1)
-    config, _ = parse({"batches": {"batch_size": B}, "negatives": METHODS["emc2"], "run": {"steps": 9}, **INDEX})
-    trainer = build_pairs(config, N, (encoder, read), (encoder, read))
+    data, encoder = Features(5, 1), Linear(5, 1)
+    trainer = made({"batches": {"batch_size": B}, "negatives": METHODS["emc2"], "run": {"steps": 9}, **INDEX},
+                   [(encoder, data), (encoder, data)])  # fmt: skip
     before = encoder.weight.detach().clone()
     steps(trainer, 4)
     assert not torch.equal(before, encoder.weight)
@@ -273,38 +300,77 @@ def test_one_encoder_may_be_both_sides(steps):
 def test_what_is_not_finite_stops_before_anything_changes(steps):
     trainer = make(METHODS["emc2"])
     steps(trainer, 3)
-    right = trainer.right.encoder
+    right = trainer.towers[1].encoder
     forward = right.forward
     right.forward = lambda x: forward(x).index_fill(0, torch.tensor([2]), torch.nan)
-    before = trainer.left.encoder.weight.detach().clone(), trainer.left.bank.vectors.clone()
+    left = trainer.towers[0]
+    before = left.encoder.weight.detach().clone(), left.bank.vectors.clone()
     with pytest.raises(NonFiniteError, match="step 3: the embedding of rows"):
         trainer.step()
-    assert torch.equal(before[0], trainer.left.encoder.weight)
-    assert torch.equal(before[1], trainer.left.bank.vectors)
+    assert torch.equal(before[0], left.encoder.weight)
+    assert torch.equal(before[1], left.bank.vectors)
+
+
+@pytest.mark.parametrize("queue", [0, 24])
+def test_moco_contrasts_with_the_other_sides_slow_keys(queue):
+    """θ_k ← m θ_k + (1 − m) θ a side; anchors of one against keys of the other, as ALBEF and MoCo do for pairs."""
+    trainer = make({"type": "moco", "queue": queue, "momentum": 0.75}, noisy=False)
+    for _ in range(3):
+        rows = torch.tensor(next(iter(copy.deepcopy(trainer.batches))))
+        slow = [s.eval()(t.data.read(rows, None)).detach() for s, t in zip(trainer.slow, trainer.towers)]
+        before = [s.weight.clone() for s in trainer.slow]
+        kept = [None if t.negatives.keys is None else t.negatives.keys.clone() for t in trainer.towers]
+        total = 0.0
+        for a, b in ((0, 1), (1, 0)):
+            mine, keys = embedded(trainer)[a][rows], slow[b]
+            others = keys if not queue else kept[a] if kept[a] is not None else keys[:0]
+            ids = rows if not queue else trainer.towers[a].negatives.ids[: len(others)]
+            scores = (mine @ others.T.to(mine.dtype) / TEMPERATURE).masked_fill(
+                (ids == rows[:, None]) | (ids < 0), -torch.inf
+            )
+            positive = (mine * keys).sum(1, keepdim=True) / TEMPERATURE
+            total = total + (torch.cat((scores, positive), 1).logsumexp(1) - positive[:, 0]).mean() / 2
+        weights = [tower.encoder.weight for tower in trainer.towers]
+        rate = 0.5 * trainer.descent.schedule(trainer.descent.step_number)
+        expected = [p.detach() - rate * g for p, g in zip(weights, torch.autograd.grad(total, weights))]
+        trainer.step()
+        for got, wanted, old, now in zip(weights, expected, before, trainer.slow):
+            torch.testing.assert_close(got.detach(), wanted, atol=1e-6, rtol=1e-6)
+            torch.testing.assert_close(now.weight, 0.75 * old + 0.25 * got.detach())
+
+
+def test_a_proposal_adapts_to_the_staleness_between_the_sides(steps):
+    proposal = {"type": "nearest", "k": 5, "adapt": True}
+    trainer = make({**METHODS["importance"], "proposal": proposal}, refresh={
+        "every": 4, "unit": "steps", "mode": "full", "check_every": 2, "probe_rows": 32,
+    })  # fmt: skip
+    steps(trainer, 6)
+    for tower, other in zip(trainer.towers, trainer.towers[::-1]):
+        probe = other.refresher.probe
+        adapted, options = tower.negatives._index._proposal, {"k": 5, "temperature": TEMPERATURE, "adapt": True}
+        expected = Nearest(other.refresher.snapshot, **options, probe=probe)
+        assert (adapted.temperature, adapted.floor) == (expected.temperature, expected.floor) != (TEMPERATURE, 0.3)
+        rows = probe.anchors.rows
+        far = [float((probe.anchors.queries - each.bank.read(rows)).norm()) for each in (tower, other)]
+        assert far[0] < 0.5 * far[1]  # asked with what its own bank holds
+        now, swapped = (fresh(a)[rows] @ fresh(b)[probe.ids].T for a, b in ((tower, other), (other, tower)))
+        assert float((probe.scores - now).norm()) < 0.5 * float((probe.scores - swapped).norm())
 
 
 def test_what_does_not_fit_is_refused():
-    for negatives, message in [
-        ({"type": "moco"}, "momentum=0.99 needs a slow copy"),
-        ({"type": "emc2", "proposal": {"adapt": True}}, "negatives.proposal.adapt=True"),
-    ]:
-        with pytest.raises(ValueError, match=re.escape(message)):
-            make(negatives)
-    with pytest.raises(ValueError, match=r"batches\.batch_size=41: there are 40 pairs"):
+    with pytest.raises(ValueError, match=r"batches\.batch_size=41"):
         make(METHODS["infonce"], batch_size=41)
-    with pytest.raises(ValueError, match="in-batch proposals need uniform batches"):
+    with pytest.raises(ValueError, match="uniform draws"):
         make(METHODS["sogclr"], batches={"type": "knn", "batch_size": B, "neighbors": 4})
-    config, _ = parse({"batches": {"batch_size": B}, "negatives": METHODS["importance, fresh queries"],
-                       "run": {"steps": 9}})  # fmt: skip
-    _, read = inputs(5, 1)
+    config = {"batches": {"batch_size": B}, "run": {"steps": 9}}
     normed = nn.Sequential(Linear(5, 1), nn.BatchNorm1d(D).double())
     with pytest.raises(ValueError, match="encodes drawn rows in a second pass"):
-        build_pairs(config, N, (Linear(5, 1), read), (normed, read))
+        made({**config, "negatives": METHODS["importance, fresh queries"]},
+             [(Linear(5, 1), Features(5, 1)), (normed, Features(5, 1))])  # fmt: skip
     wide = Linear(5, 1)
     wide.weight = nn.Parameter(torch.randn(D + 1, 5, dtype=torch.float64))
     with pytest.raises(ValueError, match=re.escape("banks of shapes (40, 6) and (40, 7)")):
-        build_pairs(parse({"batches": {"batch_size": B}, "negatives": METHODS["infonce"], "run": {"steps": 9}})[0], N,
-                    (Linear(5, 1), read), (wide, read))  # fmt: skip
+        made({**config, "negatives": METHODS["infonce"]}, [(Linear(5, 1), Features(5, 1)), (wide, Features(5, 1))])
 
 
 def test_recall_counts_partners_among_the_best():
@@ -323,5 +389,5 @@ def test_recall_counts_partners_among_the_best():
 
 
 def test_the_trainer_names_no_method():
-    source = inspect.getsource(PairTrainer)
-    assert not [name for name in TYPES["negatives"] if name in source]
+    source = inspect.getsource(Trainer)
+    assert not [name for name in registry.REGISTRY["negatives"] if name in source]

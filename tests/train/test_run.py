@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
+
 from negbank.train import checkpoint
 from negbank.train.config import parse
 from negbank.train.run import RunError, evaluate, resume, start
-from PIL import Image
 
 STEPS = 36
 CONFIG = {
@@ -34,6 +35,7 @@ CONFIG = {
 DRIVER = """
 import os, signal, sys
 import torch
+from negbank import files
 from negbank.train import checkpoint, commands, trainer
 kill = lambda: os.kill(os.getpid(), signal.SIGKILL)
 {sabotage}
@@ -62,18 +64,18 @@ torch.save = half
 """,
     "between writing a checkpoint and its rename": """
 from pathlib import Path
-rename = Path.rename
+replace = Path.replace
 def killed(self, target):
     if self.name == "step_00000024.tmp": kill()
-    return rename(self, target)
-Path.rename = killed
+    return replace(self, target)
+Path.replace = killed
 """,
     "right after the rename": """
-sync = checkpoint.sync
+sync = files.sync
 def killed(path):
     sync(path)
     if path.name == "checkpoints" and len(checkpoint.steps(path)) == 3: kill()
-checkpoint.sync = killed
+files.sync = killed
 """,
 }
 
@@ -111,12 +113,12 @@ def differences(a, b, path=""):
         return [d for k in a if k != "seconds" for d in differences(a[k], b[k], f"{path}.{k}")]
     if isinstance(a, list | tuple):
         return [d for i, (x, y) in enumerate(zip(a, b, strict=True)) for d in differences(x, y, f"{path}[{i}]")]
-    return [] if a == b or path == ".config.run.dir" else [path]
+    return [] if a == b or path in (".config.run.dir", ".config.data.workers") else [path]
 
 
 def assert_same_run(folder: Path, other: Path):
     cpu = torch.device("cpu")
-    (mine, my_snapshot), (theirs, their_snapshot) = (
+    (mine, (my_snapshot,)), (theirs, (their_snapshot,)) = (
         checkpoint.load(f / "checkpoints", device=cpu) for f in (folder, other)
     )
     assert mine["trainer"]["step"] == STEPS
@@ -156,6 +158,19 @@ def test_killed_and_resumed_is_bit_identical(where, config_file, uninterrupted, 
     assert resumed.returncode == 0, resumed.stderr
     assert_same_run(folder, uninterrupted)
     assert not list((folder / "checkpoints").glob("*.tmp"))
+
+
+@pytest.mark.parametrize(("before", "after"), [(0, 2), (2, 0), (2, 2)])
+def test_workers_change_nothing_before_or_after_a_kill(before, after, config_file, uninterrupted, tmp_path):
+    folder = tmp_path / "run"
+    sabotage = SABOTAGE["between checkpoints, after a refresh"]
+    killed = launch("train", config_file, f"run.dir={folder}", f"data.workers={before}", sabotage=sabotage)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    path = folder / "config.yaml"
+    path.write_text(path.read_text().replace(f"workers: {before}", f"workers: {after}"))
+    resumed = launch("train", "--resume", folder)
+    assert resumed.returncode == 0, resumed.stderr
+    assert_same_run(folder, uninterrupted)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])

@@ -173,17 +173,15 @@ def test_a_proposal_adapts_to_the_newest_probe():
     ).trainer
     (tower,) = trainer.towers
     trainer.refresh()
-    first = tower.refresher.staleness
+    first = tower.refresher.probe
     proposals = [tower.negatives._index._proposal]
     for _ in range(5):
         trainer.step()
         trainer.refresh()
-    assert tower.refresher.staleness is not first
+    assert tower.refresher.probe is not first
     proposals.append(tower.negatives._index._proposal)
     assert proposals[0] is not proposals[1]
-    expected = HeadTail(
-        tower.refresher.snapshot, k=8, temperature=0.1, adapt=True, probe=tower.refresher.staleness
-    )
+    expected = HeadTail(tower.refresher.snapshot, k=8, temperature=0.1, adapt=True, probe=tower.refresher.probe)
     assert (proposals[1].temperature, proposals[1].floor, proposals[1].tail) == (
         expected.temperature, expected.floor, expected.tail,
     )  # fmt: skip

@@ -7,6 +7,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+
 from negbank.train.build import build
 from negbank.train.config import ConfigError, parse
 
@@ -54,12 +55,12 @@ def test_a_run_meets_harder_batches_than_uniform_ones_and_resumes_within_an_epoc
     trainer = assembled(BATCHES[name])
     trainer.refresh()
     steps(trainer, 10)
-    state, snapshot = copy.deepcopy(trainer.state_dict()), trainer.refresher.snapshot
+    state, snapshots = copy.deepcopy(trainer.state_dict()), trainer.snapshots()
     expected = steps(trainer, 8)
     resumed = assembled(BATCHES[name])
-    resumed.load_state_dict(state, snapshot)
+    resumed.load_state_dict(state, snapshots)
     assert steps(resumed, 8) == expected
-    assert {"false_negative_rate", "mean_cosine"} <= set(expected[0])
+    assert "mean_cosine" in expected[0]
 
 
 def hardness(batches, z):
@@ -72,7 +73,7 @@ def hardness(batches, z):
 def test_batches_are_harder_than_uniform_ones(name):
     trainer = assembled(BATCHES[name])
     trainer.refresh()
-    z = trainer.refresher.snapshot.vectors
+    z = trainer.towers[0].refresher.snapshot.vectors
     assert hardness(trainer.batches, z) > hardness(assembled({"type": "uniform"}).batches, z) + 0.01
 
 
@@ -81,12 +82,12 @@ def test_fresh_scores_are_counted_as_encodings():
     for trainer in (bank, fresh):
         trainer.refresh()
         steps(trainer, 3)
-    assert bank.encodings == len(bank.images) + 3 * 64  # the first refresh, in full mode, and the steps
+    assert bank.encodings == len(bank.towers[0].data) + 3 * 64  # the first refresh, in full mode, and the steps
     assert fresh.encodings > bank.encodings + 8 * 32
 
 
 def test_labels_in_a_file_bound_who_meets(tmp_path):
-    count = len(assembled({"type": "uniform"}).images)
+    count = len(assembled({"type": "uniform"}).towers[0].data)
     np.save(tmp_path / "groups.npy", np.arange(count) % (count // 2))
     trainer = assembled({"type": "knn", "neighbors": 12, "groups": str(tmp_path / "groups.npy"), "max_per_group": 1})
     trainer.refresh()
@@ -115,8 +116,8 @@ def test_unknown_names_and_values_are_said_together():
 
 
 def test_in_batch_proposals_are_refused():
-    with pytest.raises(ValueError, match="need uniform batches"):
+    with pytest.raises(ValueError, match="uniform draws"):
         assembled({"type": "spectral"}, negatives={"type": "emc2", "proposals": "both"})
     assert torch.is_tensor(
-        assembled({"type": "spectral"}, negatives={"type": "emc2", "proposals": "index"}).bank.vectors
+        assembled({"type": "spectral"}, negatives={"type": "emc2", "proposals": "index"}).towers[0].bank.vectors
     )

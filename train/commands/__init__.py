@@ -24,15 +24,15 @@ VERBS = (
     "negbank.train.commands.ablate",
     "negbank.train.commands.compare",
     "negbank.train.commands.validate",
-    "negbank.train.commands.keys",
+    "negbank.train.commands.list",
+    "negbank.train.commands.schema",
     "negbank.train.commands.mine",
     "negbank.train.commands.refilter",
     "negbank.train.commands.index",
 )
 CODES = {
-    "AblationError": 1, "CheckpointError": 1, "CompareError": 1, "DamagedError": 1, "DamagedResultError": 1,
-    "DamagedSnapshotError": 1, "DownloadError": 1, "FileNotFoundError": 2, "ImportError": 1, "OSError": 1,
-    "RunError": 1, "ValueError": 2,
+    "AblationError": 1, "CheckpointError": 1, "CompareError": 1, "DamagedError": 1, "DownloadError": 1,
+    "FileNotFoundError": 2, "ImportError": 1, "OSError": 1, "RunError": 1, "ValueError": 2,
 }  # fmt: skip
 """Exit codes of errors that have said all there is to say: 1 what failed, 2 what was given. Others are bugs."""
 EXAMPLES = """\
@@ -45,7 +45,7 @@ examples:
   negbank compare configs/compare_mnist5k.yaml                   methods at equal steps and equal encodings
   negbank mine --corpus c.npy --queries q.npy --out mined        hard negatives for embeddings; see mine --help
   negbank validate configs/*.yaml                                check files without running them
-  negbank keys                                                   every key, its default and its meaning
+  negbank list                                                   every name and key, its default and its meaning
 """
 
 

@@ -15,7 +15,7 @@ examples:
                                                                  the drift of a run, between two of its snapshots
   negbank train configs/quickstart.yaml ablation.every=500 run.dir=runs/ablated
                                                                  inside a run, into run.dir/ablation
-  negbank keys ablate                                            every key, its default and its meaning
+  negbank list ablate                                            every key, its default and its meaning
 """
 
 
@@ -38,13 +38,12 @@ def add(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Measure, and print the answer."""
+    """Measure what is left, and print the answer."""
     from negbank.train.commands.configs import read
-    from negbank.train.options import Ablation
 
-    config = read(options, Ablation)
-    from negbank.train.studies.ablation.run import from_config
+    config = read(options, "ablate")
+    from negbank.train.studies.ablation.run import run
 
-    print(from_config(config, overwrite=options.overwrite))
+    print(run(**dict(config), overwrite=options.overwrite))
     print(f"written to {config.out}: report.html, ablation.csv, ablation.jsonl, tv.png, bias.png")
     return 0

@@ -11,7 +11,7 @@ examples:
   negbank compare configs/compare_mnist5k.yaml                   minutes, on images that need no download
   negbank compare configs/compare_cifar10.yaml 'seeds=[0, 1]' 'lr=[0.001]' base.run.steps=500
   negbank compare configs/compare_cifar10.yaml jobs=2            two runs at once; timings are then not comparable
-  negbank keys compare                                           every key, its default and its meaning
+  negbank list compare                                           every key, its default and its meaning
 """
 
 
@@ -32,13 +32,12 @@ def add(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run what is left of a comparison, and print its table."""
+    """Run what is left, and print the table."""
     from negbank.train.commands.configs import read
-    from negbank.train.options import Comparison
 
-    config = read(options, Comparison)
-    from negbank.train.studies.compare.run import from_config
+    config = read(options, "compare")
+    from negbank.train.studies.compare.run import run
 
-    print(from_config(config))
+    print(run(**dict(config)))
     print(f"written to {config.out}: report.html, results.csv, summary.csv, accuracy.png, and a folder a run")
     return 0

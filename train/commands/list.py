@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 EPILOG = """\
@@ -19,15 +19,16 @@ examples:
 def add(commands: Any) -> None:
     """The parser of the verb."""
     parser = commands.add_parser(
-        "list", help="the names that YAML knows, and their options", epilog=EPILOG,
+        "list", aliases=["keys"], help="the names that YAML knows, and their options", epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("what", nargs="?", metavar="KIND[.NAME]", help="such as negatives or negatives.emc2")
 
 
-def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+def run(options: argparse.Namespace) -> int:
     """Print what is asked for."""
-    for line in lines(options.what):
+    what = options.what or ("train" if options.command == "keys" else None)
+    for line in lines(what):
         print(line)
     return 0
 

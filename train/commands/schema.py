@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
 from typing import Any
 
 
@@ -14,7 +13,7 @@ def add(commands: Any) -> None:
     parser.add_argument("of", nargs="?", default="train", choices=("train", "ablate", "compare"), help="whose files")
 
 
-def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+def run(options: argparse.Namespace) -> int:
     """Print it."""
     from negbank.train.config import root_model
 

@@ -11,7 +11,7 @@ examples:
   negbank train configs/quickstart.yaml                          pre-train; results in runs/quickstart
   negbank train configs/quickstart.yaml negatives.type=in_batch run.dir=runs/simclr
   negbank train --resume runs/quickstart                         go on after an interruption
-  negbank keys                                                   every key, its default and its meaning
+  negbank list                                                   every name and key, its default and its meaning
 """
 
 
@@ -20,8 +20,8 @@ def add(commands: Any) -> None:
     train = commands.add_parser(
         "train", help="pre-train an encoder", epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
         usage="negbank train CONFIG [key=value ...] [--overwrite] | negbank train --resume RUN_DIR",
-        description="Pre-train an encoder as a YAML file says. `key=value` changes a key of the file; `negbank keys` "
-        "lists them. The run writes config.yaml, metrics.jsonl, tensorboard/, checkpoints/, summary.json and "
+        description="Pre-train an encoder as a YAML file says. `key=value` changes a key of the file; `negbank list` "
+        "shows them. The run writes config.yaml, metrics.jsonl, tensorboard/, checkpoints/, summary.json and "
         "summary.png into run.dir. SIGTERM or Ctrl-C writes a checkpoint first.",
     )  # fmt: skip
     train.add_argument(
@@ -41,9 +41,8 @@ def run(options: argparse.Namespace) -> int:
     config = None
     if options.resume is None:  # a wrong configuration is said before anything heavy is imported
         from negbank.train.commands.configs import read
-        from negbank.train.options import Config
 
-        config = read(options, Config)
+        config = read(options, "train")
     from negbank.train import report, run
 
     if config is None:

@@ -57,8 +57,14 @@ def parse(
     if root == "train":
         switch_types(data, over, notes)
         switch_length(data, over, notes)
-    elif isinstance(data.get("base"), dict) and isinstance(over, dict):
-        switch_types(data["base"], over.get("base"), notes, below="base.")
+    elif root == "ablate":
+        switch_types(data, over, notes, kinds=("source",))
+    elif root == "compare" and isinstance(over, dict):
+        switch_types(data.get("base"), over.get("base"), notes, below="base.")
+        methods, changed = data.get("methods"), over.get("methods")
+        if isinstance(methods, dict) and isinstance(changed, dict):
+            for name, section in methods.items():
+                switch_types(section, changed.get(name), notes, below=f"methods.{name}.")
     config, found = check(merge(data, over), root)
     if problems + found:
         raise ConfigError(source, problems + found)
@@ -75,7 +81,9 @@ def check(data: Mapping[str, Any], root: str) -> tuple[Config, list[str]]:
         config = None
         problems = lines(error.errors(include_url=False), top)
     whole = dict(config) if config is not None else _sound(data, top, problems)
-    across = impossible(whole) if root == "train" else registry.target_check(root)(whole)
+    names = registry.CHECKED.keys() & whole.keys() if root == "train" else {root}
+    across = impossible(whole) if root == "train" else []
+    across += [problem for name in sorted(names) for problem in registry.target_check(name)(whole)]
     return config, [*problems.values(), *across]
 
 
@@ -83,8 +91,10 @@ def _sound(data: Mapping[str, Any], top: Any, problems: Mapping[str, str]) -> di
     """The sections that nothing is wrong with."""
     broken = {where.split(".")[0].split("[")[0] for where in problems}
     kept = {key: value for key, value in data.items() if key in top.model_fields and key not in broken}
-    missing = [key for key, field in top.model_fields.items() if field.is_required() and key not in kept]
-    return {} if missing else {k: v for k, v in top.model_validate(kept) if k not in broken}
+    try:
+        return {k: v for k, v in top.model_validate(kept) if k not in broken}
+    except ValidationError:  # one that is needed is among the others
+        return {}
 
 
 def root_of(path: str | Path) -> str:

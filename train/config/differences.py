@@ -17,7 +17,11 @@ def differences(mine: Mapping[str, Any], theirs: Mapping[str, Any], where: str) 
 
 
 def flat(value: Any, path: str = "") -> dict[str, Any]:
-    """Dotted key → value of nested mappings."""
-    if not isinstance(value, Mapping):
+    """Dotted key → value of nested mappings, such as `run.steps` or `proposals[1].k`."""
+    if isinstance(value, Mapping) and value:
+        inner = {f"{path}.{key}".strip("."): each for key, each in value.items()}
+    elif isinstance(value, list) and any(isinstance(each, Mapping) for each in value):
+        inner = {f"{path}[{i}]": each for i, each in enumerate(value)}
+    else:
         return {path: value}
-    return {k: v for key, inner in value.items() for k, v in flat(inner, f"{path}.{key}".strip(".")).items()}
+    return {key: found for where, each in inner.items() for key, found in flat(each, where).items()}

@@ -94,15 +94,16 @@ def merge(base: Any, over: Any) -> Any:
     return over
 
 
-def switch_types(data: Any, over: Any, notes: list[str], *, below: str = "") -> None:
+def switch_types(data: Any, over: Any, notes: list[str], *, below: str = "", kinds: Sequence[str] = SECTIONS) -> None:
     """Where `over` sets another `type` than a run's sections in `data`, drop the old type's options the new one lacks.
 
     Args:
         data: is changed.
         notes: what was dropped is added to.
         below: where the sections are, for the notes: "base." of a comparison.
+        kinds: of the sections that are looked at.
     """
-    for key in SECTIONS:
+    for key in kinds:
         if isinstance(data, dict) and isinstance(over, Mapping) and key in registry.REGISTRY:
             _switch(data.get(key), over.get(key), key, f"{below}{key}", notes)
 

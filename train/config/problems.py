@@ -32,11 +32,16 @@ BOUNDS = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than
 def lines(errors: Iterable[Mapping[str, Any]], root: type[Options]) -> dict[str, str]:
     """Place → problem, the first of each place, of pydantic's errors of the model `root`."""
     found: dict[str, str] = {}
+    errors = list(errors)
     for error in errors:
         parts = [p for p in error["loc"] if not str(p).startswith("<")]
         where = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in parts).removeprefix(".")
         if error["type"] == "type":
             where, text = f"{where}.type", _unknown(error, root)
+        elif error["type"] == "missing" and isinstance(parts[-1], int):  # a list that is too short
+            where = where.rpartition("[")[0]
+            length = 1 + max(e["loc"][-1] for e in errors if e["loc"][:-1] == error["loc"][:-1])
+            text = f"{error['input']!r}, expected {length} values"
         else:
             text = _text(error, root)
         while where.endswith((".int", ".float")):  # a branch of a union
@@ -46,7 +51,7 @@ def lines(errors: Iterable[Mapping[str, Any]], root: type[Options]) -> dict[str,
 
 
 def _unknown(error: Mapping[str, Any], root: type[Options]) -> str:
-    _, kind = at(root, error["loc"])
+    kind = at(root, error["loc"])[1] or ""
     name = error["input"].get("type")
     return f"{name!r} is unknown{suggest(str(name), [*registry.names(kind), *registry.ALIASES.get(kind, {})])}"
 
@@ -62,6 +67,8 @@ def _text(error: Mapping[str, Any], root: type[Options]) -> str:
         return f"expected a mapping of options, found {value!r}"
     if kind == "literal_error":
         return f"{value!r}, expected one of {context['expected'].replace(chr(39), '').replace(' or ', ', ')}"
+    if kind == "too_long":
+        return f"{value!r}, expected {context['max_length']} values"
     if kind == "kind" or kind.endswith(("_type", "_parsing")):
         word = error["msg"] if kind == "kind" else kind.rpartition("_")[0].removesuffix("_from")
         return f"{value!r} is no {word.replace('string', 'text')}; {_help(error, root)}"

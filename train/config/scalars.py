@@ -23,10 +23,8 @@ def _number(value: Any) -> Any:
     return float(value)
 
 
-SCALARS: dict[str, Any] = {
-    "int": Annotated[int, BeforeValidator(_whole)],
-    "float": Annotated[float, BeforeValidator(_number)],
-    "bool": Annotated[bool, Strict()],
-    "str": str,
-}
+Whole = Annotated[int, BeforeValidator(_whole)]
+Number = Annotated[float, BeforeValidator(_number)]
+Flag = Annotated[bool, Strict()]
+SCALARS: dict[str, Any] = {"int": Whole, "float": Number, "bool": Flag, "str": str}
 """What the names of the scalar types mean in the annotation of an option."""

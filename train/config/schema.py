@@ -34,7 +34,7 @@ def described(kind: str, name: str) -> Signature:
 def model(kind: str, name: str) -> type[Options]:
     """The model of one name's options; where its kind has several names `type` is the first of them."""
     about = described(kind, name)
-    fields: dict[str, Any] = {o.name: _field(o) for o in about.options}
+    fields: dict[str, Any] = {o.name: _field(o, inside=(kind, name)) for o in about.options}
     if not alone(kind):
         fields = {"type": (Literal[name], Field(name, description=about.meaning)), **fields}
     return _made(name, COMMON.get(kind, Options), fields, about.options, about.meaning)
@@ -53,16 +53,17 @@ def alone(kind: str) -> bool:
     return len(registry.names(kind)) == 1
 
 
-def section(mark: Section) -> Any:
-    """The type of a section: the union over its kind's names, told apart by `type`."""
-    names = registry.names(mark.kind)
+def section(mark: Section, inside: tuple[str, str] | None = None) -> Any:
+    """The type of a section: the union over its kind's names, told apart by `type`, but for what it is inside of."""
+    names = [name for name in registry.names(mark.kind) if (mark.kind, name) != inside]
     if alone(mark.kind):
         (name,) = names
         return Annotated[model(mark.kind, name), BeforeValidator(lambda data: _filled(data, mark.options))]
     members = tuple(Annotated[model(mark.kind, name), Tag(tag(name))] for name in names)
 
     def choose(data: Any) -> str | None:
-        return _chosen(mark.kind, data)
+        name = data.get("type") if isinstance(data, Mapping) else getattr(data, "type", None)
+        return tag(name) if isinstance(name, str) and name in names else None
 
     chosen = Discriminator(choose, custom_error_type="type", custom_error_message="type")
     return Annotated[Union[members], chosen, BeforeValidator(functools.partial(_named, mark))]  # noqa: UP007
@@ -71,11 +72,6 @@ def section(mark: Section) -> Any:
 def tag(name: str) -> str:
     """How a union's member shows in the place of an error, which no key can be called."""
     return f"<{name}>"
-
-
-def _chosen(kind: str, data: Any) -> str | None:
-    name = data.get("type") if isinstance(data, Mapping) else getattr(data, "type", None)
-    return tag(name) if isinstance(name, str) and name in registry.names(kind) else None
 
 
 def _named(mark: Section, data: Any) -> Any:
@@ -94,14 +90,14 @@ def _filled(data: Any, defaults: Mapping[str, Any]) -> Any:
     return {**defaults, **({} if data is None else data)} if data is None or isinstance(data, Mapping) else data
 
 
-def _field(option: Option) -> tuple[Any, Any]:
+def _field(option: Option, inside: tuple[str, str] | None = None) -> tuple[Any, Any]:
     if option.section is None:
         extra = {} if option.default is REQUIRED else {"default": _plain(option.default)}
         return option.annotation, Field(**extra, description=option.help)
-    kind, mark = section(option.section), option.section
+    mark, kind = option.section, section(option.section, inside)
     if option.several:
         default = [{"type": name} for name in registry.names(mark.kind)] if option.default is None else option.default
-        return list[kind], Field(default_factory=lambda: list(default), description=option.help)
+        return list.__class_getitem__(kind), Field(default_factory=lambda: list(default), description=option.help)
     return kind, Field(default_factory=dict, description=option.help)
 
 

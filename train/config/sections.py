@@ -7,9 +7,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from negbank.train.config.scalars import SCALARS
+from negbank.train.config.scalars import Flag, Number, Whole
 
-Whole, Number, Text, Flag = (SCALARS[name] for name in ("int", "float", "str", "bool"))
 Count = Annotated[Whole, Field(ge=1)]
 Steps = Annotated[int | float, BeforeValidator(lambda x: int(x) if isinstance(x, float) and x.is_integer() else x)]
 
@@ -36,14 +35,14 @@ class Loss(Options):
 class Run(Options):
     """A run: where it writes, how long it is, and on what it runs."""
 
-    dir: Text = option("runs/run", "where everything of the run is written")
+    dir: str = option("runs/run", "where everything of the run is written")
     seed: Annotated[Whole, Field(ge=0, lt=2**62)] = option(0, "of weights, batches, views and draws")
     steps: Count | None = option(None, "optimiser steps; comes before run.epochs")
     epochs: Count | None = option(None, "passes over the data set")
     micro_batch: Count | None = option(None, "inputs encoded at once, by gradient caching; None: all; no batch norm")
     checkpoint_every: Count = option(500, "steps between checkpoints")
     log_every: Count = option(20, "steps between rows of metrics.jsonl")
-    device: Text = option("auto", "auto, cpu, cuda, cuda:1, ...")
+    device: str = option("auto", "auto, cpu, cuda, cuda:1, ...")
     precision: Literal["auto", "float32", "bf16"] = option("auto", "auto: bf16 where the machine is fast at it")
     compile: Flag = option(False, "torch.compile the encoder")
 

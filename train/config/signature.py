@@ -26,12 +26,13 @@ from negbank.train.config.scalars import SCALARS
 
 REQUIRED: Any = ...
 """Default of an option that must be given."""
-PAPER = re.compile(r"[A-Z][\w’'-]+(?: et al\.,?| (?:&|and) [A-Z]\w+)? \(?(?:19|20)\d\d|arXiv:? ?\d{4}\.\d{4,5}")
+PAPER = re.compile(r"([A-Z][\w’'-]+(?: et al\.| (?:&|and) [A-Z][\w-]+)),?[^;]{0,120}?((?:19|20)\d\d)", re.DOTALL)
+"""Authors, and the year that is named with them."""
 
 
 class Option(NamedTuple):
-    """One key: its name, type with bounds, default, help; the section it is made from, or of which there are several; the
-    key it follows where it is not set; whether it is a file of labels."""
+    """One key: its name, type with bounds, default, help; the section it is made from, or of which there are several;
+    the key it follows where it is not set; whether it is a file of labels."""
 
     name: str
     annotation: Any
@@ -69,8 +70,8 @@ def signature(target: str | Callable[..., Any], supplied: frozenset[str]) -> Sig
     for argument, default in _parameters(function):
         options += [_option(argument, default, helps.get(argument.arg, ""), scope, supplied, str(target))]
     meaning = text.strip().splitlines()[0] if text.strip() else ""
-    papers = PAPER.findall(text) or PAPER.findall(about)
-    return Signature(meaning, papers[0].replace("(", "") if papers else "", tuple(o for o in options if o is not None))
+    paper = PAPER.search(meaning) or PAPER.search(about if isinstance(node, ast.ClassDef) else "") or PAPER.search(text)
+    return Signature(meaning, " ".join(paper.groups()) if paper else "", tuple(o for o in options if o is not None))
 
 
 registry.CACHES.append(signature.cache_clear)
@@ -156,10 +157,9 @@ def _source(target: str | Callable[..., Any]) -> tuple[ast.Module, ast.ClassDef 
 
 
 def _initialiser(node: ast.ClassDef) -> ast.FunctionDef:
-    for each in node.body:
-        if isinstance(each, ast.FunctionDef) and each.name == "__init__":
-            return each
-    raise TypeError(f"{node.name}: has no __init__ of its own, whose arguments would be its options; write one")
+    """The class's own __init__; one that has none has no options."""
+    found = (each for each in node.body if isinstance(each, ast.FunctionDef) and each.name == "__init__")
+    return next(found, ast.parse("def __init__(self): ...").body[0])  # type: ignore[return-value]
 
 
 @functools.cache

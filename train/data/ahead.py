@@ -1,7 +1,7 @@
 """Batches of rows and their views, read ahead of the step in worker processes, as if they were read in it.
 
-    step t:      workers read steps t + 1, t + 2, ...            rows: of the batch sampler, seeds: of (step, tower, slot)
-    a snapshot:  what was read ahead is dropped, the sampler goes back to the last batch that was used, and on from there
+    step t:      workers read steps t + 1, t + 2, ...        rows: of the batch sampler; seeds: of step, tower and slot
+    a snapshot:  what was read ahead is dropped, and the sampler goes on from the last batch that was used
 
 Views depend on rows and seeds alone and the sampler on its state alone, so that nothing tells the number of workers:
 neither rows nor views, nor what a checkpoint holds. A batch whose sampler plans from snapshots is read ahead within its
@@ -14,18 +14,19 @@ data once, tensors as shared memory, and stay for the whole run.
 from __future__ import annotations
 
 import pickle
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from negbank.samplers.batches import BatchSampler
-from negbank.train.data.contract import Data
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from negbank.samplers.batches import BatchSampler
 from negbank.snapshot import Snapshot
+from negbank.train.data.contract import Data
 
 PREFETCH = 2
 """Batches that each worker is ahead."""
@@ -51,6 +52,13 @@ class Request(NamedTuple):
     step: int
     rows: np.ndarray
     seeds: tuple[np.ndarray, ...]
+
+
+class Failure(NamedTuple):
+    """A ValueError of the data in a worker."""
+
+    message: str
+    trace: str
 
 
 class Ahead:
@@ -99,11 +107,11 @@ class Ahead:
             self._step = step
         if self._loader is None:
             request = next(self._stream)
-            inputs = self._reader[request]
+            inputs = self._reader.inputs(request)
         else:
             inputs, request = self._answer(self._loader), self._queue.popleft()[1]
-        if isinstance(inputs, ValueError):
-            raise inputs
+        if isinstance(inputs, Failure):
+            raise ValueError(inputs.message) from RuntimeError(f"in a worker:\n{inputs.trace}")
         rows = torch.from_numpy(request.rows).to(self._device)
         self._step = step + 1
         return Fetched(rows, tuple([self._moved(part) for part in pieces] for pieces in inputs))
@@ -215,17 +223,21 @@ class Reader(Dataset[Any]):
         self.turn = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def __getitem__(self, request: Request) -> Any:
-        """The inputs of each tower in pieces, None where nobody waits for them any more, or the data's ValueError."""
+        """The inputs of a request; None where nobody waits for them any more, or the data's ValueError."""
         if request.turn != int(self.turn):
             return None
-        rows = torch.from_numpy(request.rows)
         try:
-            return [
-                self.pieces(tower, rows.repeat(len(seeds) // len(rows)), torch.from_numpy(seeds))
-                for tower, seeds in enumerate(request.seeds)
-            ]
+            return self.inputs(request)
         except ValueError as error:  # one line of the data, such as a file's name: raised by the step that asked
-            return ValueError(str(error))
+            return Failure(str(error), traceback.format_exc())
+
+    def inputs(self, request: Request) -> list[list[Any]]:
+        """The inputs of each tower, in pieces."""
+        rows = torch.from_numpy(request.rows)
+        return [
+            self.pieces(tower, rows.repeat(len(seeds) // len(rows)), torch.from_numpy(seeds))
+            for tower, seeds in enumerate(request.seeds)
+        ]
 
     def pieces(self, tower: int, rows: Tensor, seeds: Tensor) -> list[Any]:
         """One view of each of rows (n,), in pieces."""

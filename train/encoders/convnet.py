@@ -14,11 +14,11 @@ from __future__ import annotations
 from typing import Literal
 
 import torch.nn.functional as F
-from negbank.train.encoders.embedder import Embedder, Head
-from negbank.train.encoders.norm import norm2d
 from torch import Tensor, nn
 
 from negbank.bounds import Annotated, Ge, Section, checked
+from negbank.train.encoders.embedder import Embedder, Head
+from negbank.train.encoders.norm import norm2d
 
 
 class ConvNet(nn.Module):

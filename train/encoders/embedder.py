@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from negbank.train.encoders.projector import Projector
 from torch import Tensor, nn
+
+from negbank.train.encoders.projector import Projector
 
 Head = Callable[[int], nn.Module]
 """Width of the features → a module that maps them to projections."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from negbank.train.encoders.embedder import Embedder, Head
-from negbank.train.encoders.projector import hidden_layers
 from torch import Tensor, nn
 
 from negbank.bounds import Annotated, Count, Section, checked
+from negbank.train.encoders.embedder import Embedder, Head
+from negbank.train.encoders.projector import hidden_layers
 
 
 class Perceptron(nn.Module):

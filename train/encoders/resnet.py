@@ -9,13 +9,13 @@ from __future__ import annotations
 from functools import partial
 from typing import Literal
 
-from negbank.train.encoders.embedder import Embedder, Head
-from negbank.train.encoders.norm import norm2d
 from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.models.resnet import ResNet as TorchvisionResNet
 
 from negbank.bounds import Annotated, Section, checked
+from negbank.train.encoders.embedder import Embedder, Head
+from negbank.train.encoders.norm import norm2d
 
 
 class ResNet(TorchvisionResNet):

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from negbank.train.hooks import Hook, Running
 from torch import Tensor
+
+from negbank.train.data.contract import sides
+from negbank.train.hooks import Hook, Running
 
 NEVER = -1
 
@@ -15,11 +17,12 @@ class Meetings(Hook):
     """What share of a batch's pairs has met before, and what share are of one class."""
 
     def begin(self, run: Running) -> None:
-        """Nothing has met; labels (N,) are classes, −1 for a row without one."""
-        labels, device = run.splits.train.labels, run.trainer.device
+        """Nothing has met. Classes are the labels, those of the left side of pairs; −1 for a row without one."""
+        data, device = sides(run.splits.train)[0], run.trainer.device
+        labels = data.labels
         known = labels is not None and bool((labels >= 0).any())
         self._labels = labels.to(device) if known and labels is not None else None
-        self._batch_of = torch.full((len(run.splits.train),), NEVER, device=device)
+        self._batch_of = torch.full((len(data),), NEVER, device=device)
         self._batches = 0
 
     def metrics(self, rows: Tensor) -> dict[str, float]:

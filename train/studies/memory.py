@@ -11,11 +11,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from negbank.train.hooks import Hook, Running
-from negbank.train.trainer import Trainer
 from torch import Tensor, nn
 
 from negbank.index import FaissIndex
+from negbank.train.hooks import Hook, Running
 from negbank.train.trainer import Trainer
 
 
@@ -37,20 +36,20 @@ class _Seen(NamedTuple):
 
 
 def held(trainer: Trainer) -> dict[str, int]:
-    """Bytes by holder: bank and snapshot (with its index and graph) where one is in use, momentum encoder, samplers.
+    """Bytes by holder: bank and snapshot (with its index and graph) where one is in use, momentum encoder, samplers,
+    of all towers.
 
     The negatives' part is a queue, a cache, chains, moving averages, or what a proposal precomputes. Uniform batches
     keep their order alone, as every method does, and count nothing.
     """
-    refresher, seen = trainer.refresher, _Seen(set(), set())
-    snapshot = None if refresher is None else refresher.snapshot
     parts = {
-        "bank": None if refresher is None else trainer.bank,
-        "snapshot": snapshot,
-        "momentum_encoder": trainer.momentum_encoder,
-        "negatives": trainer.negatives,
+        "bank": [tower.bank for tower in trainer.towers if tower.refresher is not None],
+        "snapshot": trainer.snapshots(),
+        "momentum_encoder": trainer.slow,
+        "negatives": [tower.negatives for tower in trainer.towers],
         "batches": None if trainer.batches.uniform else trainer.batches,
     }
+    seen = _Seen(set(), set())
     return {name: _bytes(part, seen) for name, part in parts.items()}
 
 

@@ -1,4 +1,4 @@
-"""The exact gradient against autograd of the textbook loss, and a run that is left as it was."""
+"""The exact gradient against autograd of the textbook losses, and a run that is left as it was."""
 
 from __future__ import annotations
 
@@ -7,11 +7,16 @@ import math
 
 import pytest
 import torch
+from torch import nn
+
+from negbank import Exclusions
 from negbank.train.build import build
 from negbank.train.config import ConfigError, parse
+from negbank.train.data.contract import Pairs, Splits
+from negbank.train.data.tensors import TensorData
 from negbank.train.run import start
-from negbank.train.studies.gradient_error import _views, errors, exact_gradient, gradient_error
-from torch import nn
+from negbank.train.studies.gradient_error import FixedViews, errors, exact_gradient, gradient_error
+from negbank.train.towers import directions
 
 RUN = {
     "data": {"type": "digits", "rows": 40},
@@ -39,24 +44,51 @@ def trainer(steps=3, **sections):
     return found
 
 
-def test_the_exact_gradient_is_that_of_the_textbook_loss():
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layer = nn.Linear(12, 5)
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(12, 5)
 
-        def forward(self, x):
-            return nn.functional.normalize(self.layer(x.flatten(1)), dim=1)
+    def forward(self, x):
+        return nn.functional.normalize(self.layer(x.flatten(1)), dim=1)
 
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_the_exact_gradient_of_views_is_that_of_the_textbook_loss(grouped):
     torch.manual_seed(0)
     net, views, total = Net(), torch.randn(2, 7, 3, 2, 2), 0.0
+    labels = torch.tensor([0, 0, 1, -1, 2, 2, -1]) if grouped else torch.arange(7)
     z = net(views.flatten(0, 1)).unflatten(0, (2, 7))
     for v in range(2):
         for i in range(7):
-            others = torch.stack([z[u, j] for u in range(2) for j in range(7) if j != i])
+            alike = {i} | {j for j in range(7) if labels[i] == labels[j] >= 0}
+            others = torch.stack([z[u, j] for u in range(2) for j in range(7) if j not in alike])
             total = total - z[v, i] @ z[1 - v, i] / 0.3 + (others @ z[v, i] / 0.3).exp().mean().log()
     expected = torch.cat([g.flatten() for g in torch.autograd.grad(total / 14, list(net.parameters()))])
-    assert torch.allclose(exact_gradient(net, views, temperature=0.3), expected, atol=1e-6)
+    found = exact_gradient(
+        [net],
+        lambda t: iter([views[0], views[1]]),
+        directions(1),
+        exclude=Exclusions(7, groups=labels),
+        temperature=0.3,
+    )
+    assert torch.allclose(found, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_the_exact_gradient_of_pairs_is_that_of_both_directions(shared):
+    torch.manual_seed(0)
+    nets, inputs, total = [Net(), Net()], torch.randn(2, 7, 12), 0.0
+    nets = nets[:1] * 2 if shared else nets
+    left, right = (net(x) for net, x in zip(nets, inputs))
+    for mine, theirs in ((left, right), (right, left)):
+        for i in range(7):
+            others = torch.stack([theirs[j] for j in range(7) if j != i])
+            total = total - mine[i] @ theirs[i] / 0.3 + (others @ mine[i] / 0.3).exp().mean().log()
+    parameters = list(dict.fromkeys(p for net in nets for p in net.parameters()))
+    expected = torch.cat([g.flatten() for g in torch.autograd.grad(total / 14, parameters)])
+    found = exact_gradient(nets, lambda t: iter([inputs[t]]), directions(2), exclude=Exclusions(7), temperature=0.3)
+    assert torch.allclose(found, expected, atol=1e-6)
 
 
 def test_full_batches_of_all_negatives_have_no_error_and_small_ones_do():
@@ -99,11 +131,24 @@ def test_the_run_goes_on_as_without_it(method, tmp_path):
 
 
 def test_views_are_fixed():
-    found = trainer(steps=0, negatives={"type": "in_batch"})
-    views = _views(found)
-    assert views.shape[:2] == (2, 40)
-    assert torch.equal(views, _views(found))
-    assert not torch.equal(views[0], views[1])
+    found, rows = trainer(steps=0, negatives={"type": "in_batch"}), torch.arange(40)
+    views, again = (FixedViews(found) for _ in range(2))
+    first, second = (views.read(0, rows, torch.full((40,), view)) for view in (0, 1))
+    assert torch.equal(first, again.read(0, rows, torch.zeros(40, dtype=torch.long)))
+    assert not torch.equal(first, second)
+    assert torch.equal(torch.cat(list(views.blocks(0))), torch.cat((first, second)))
+
+
+def test_pairs_are_measured_too():
+    rows = torch.rand(40, 12, generator=torch.Generator().manual_seed(0))
+    pairs = Pairs(TensorData(rows), TensorData(rows.flip(1)))
+    config, _ = parse({"batches": {"batch_size": 40}, "negatives": {"type": "sogclr", "gamma": 1.0},
+                       "eval": {"type": "retrieval"}, "run": {"steps": 6, "precision": "float32"}})  # fmt: skip
+    torch.manual_seed(0)
+    found = build(config, encoder=[Net(), Net()], splits=Splits(pairs, pairs)).trainer
+    found.step()
+    measured = gradient_error(found, draws=2)
+    assert measured["error"] < 1e-3  # the full batch, with the exact normaliser
 
 
 def test_steps_beyond_the_run_are_refused():

@@ -4,6 +4,7 @@ import itertools
 from types import SimpleNamespace
 
 import torch
+
 from negbank.train.studies.meetings import Meetings
 
 

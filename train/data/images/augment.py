@@ -17,13 +17,13 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from negbank.train.data.images.blur import gaussian_blur, kernel_size
-from negbank.train.data.images.colour import HUE, SATURATION, jitter_, luma
-from negbank.train.data.images.crop import BOX_UNIFORMS, random_boxes, resample
 from torch import Tensor
 
 from negbank.bounds import Annotated, Count, Ge, Le, Share, checked
 from negbank.counter import seeded_uniforms
+from negbank.train.data.images.blur import gaussian_blur, kernel_size
+from negbank.train.data.images.colour import HUE, SATURATION, jitter_, luma
+from negbank.train.data.images.crop import BOX_UNIFORMS, random_boxes, resample
 
 UNIFORMS = BOX_UNIFORMS + 14
 """Of a view."""

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from negbank.train.data.contract import Splits
 from negbank.train.data.images.augment import Augment
 from negbank.train.data.images.store import Images
-from torch import Tensor
 
 PIXELS = 32
 """Side that images are shrunk to, at most, as raw features."""

@@ -15,15 +15,15 @@ from pathlib import PurePosixPath
 from typing import BinaryIO
 
 import torch
+from PIL import Image
+
+from negbank.bounds import Annotated, Ge, Gt, Le, Positive, Section, checked
 from negbank.train.data.contract import Splits
 from negbank.train.data.holdout import stratified
 from negbank.train.data.images.augment import Augment
 from negbank.train.data.images.data import image_splits
 from negbank.train.data.images.files import Files
 from negbank.train.data.images.store import ImageArray, ImageFiles, Images, check_mode
-from PIL import Image
-
-from negbank.bounds import Annotated, Ge, Gt, Le, Positive, Section, checked
 
 HOLDOUT_SEED = 0
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")

@@ -10,14 +10,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+
+from negbank.bounds import Annotated, Ge, Positive, Section, checked
 from negbank.train.data.contract import Splits
 from negbank.train.data.holdout import stratified
 from negbank.train.data.images.augment import Augment
 from negbank.train.data.images.data import image_splits
 from negbank.train.data.images.store import ImageArray
-from torch import Tensor
-
-from negbank.bounds import Annotated, Ge, Positive, Section, checked
 
 _FIXED_SEED = 20200213  # of the carried sets' splits, which no run may change
 _FIXED_HOLDOUT = 0.2

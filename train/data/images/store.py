@@ -10,10 +10,11 @@ from typing import BinaryIO, Protocol
 
 import numpy as np
 import torch
-from negbank.train.data.contract import checked_labels
-from negbank.train.data.images.files import Files
 from PIL import Image
 from torch import Tensor
+
+from negbank.train.data.contract import checked_labels
+from negbank.train.data.images.files import Files
 
 _EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV", "La", "RGBa")
 

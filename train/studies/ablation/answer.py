@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
+
 from negbank.train.studies.ablation.average import LEVELS, Average, resampled
 from negbank.train.studies.ablation.measurement import Key, Measurement
-from torch import Tensor
 
 ByKey = Mapping[Key, Measurement]
 BASELINE = "Uniform"

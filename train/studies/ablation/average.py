@@ -15,8 +15,9 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
-from negbank.train.studies.ablation.measurement import MEASURES, Measurement
 from torch import Tensor
+
+from negbank.train.studies.ablation.measurement import MEASURES, Measurement
 
 RESAMPLES = 1000
 LEVELS = torch.tensor([0.025, 0.975], dtype=torch.float64)

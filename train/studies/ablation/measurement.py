@@ -28,11 +28,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from negbank.samplers.mixing import acceptance_rate, effective_sample_size, laws, supremum
 from torch import Tensor
 
 from negbank import Exclusions, Snapshot
 from negbank.proposals import Anchors, Proposal
+from negbank.samplers.mixing import acceptance_rate, effective_sample_size, laws, supremum
 
 MEASURES = (
     "tv", "bias", "variance", "ess", "ess_per_ms", "ess_per_encoding", "sup", "acceptance", "encodings", "ms",

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from negbank import Snapshot
-from negbank.files import MANIFEST
 from negbank.bounds import Annotated, Gt, Le, checked
-from negbank.snapshot import MANIFEST
+from negbank.files import MANIFEST
 
 MIN_ROWS = 8
 CLOSE = 1e-3
@@ -49,10 +48,10 @@ def npy(
     """An .npy file of embeddings as the truth; the bank is a copy of it, moved by Gaussian noise.
 
     Args:
-        path: The .npy file, floating point (N, D); rows are normalised.
-        cosines: Mean cosines of the banks to the truth.
-        factory: Of the banks' index. Auto, exact, or a Faiss factory string such as IVF1024,Flat.
-        target_recall: Recall that an approximate index is tuned to.
+        path: the .npy file, floating point (N, D); rows are normalised.
+        cosines: mean cosines of the banks to the truth.
+        factory: of the banks' index: auto, exact, or a Faiss factory string such as IVF1024,Flat.
+        target_recall: recall that an approximate index is tuned to.
         seed: of the noise and the index.
 
     Raises:
@@ -85,13 +84,13 @@ def snapshots(*, bank: str, truth: str) -> Source:
     """Two snapshots of one run: the older as the bank, the newer as the truth.
 
     Args:
-        bank: Folder of the older snapshot, such as RUN_DIR/checkpoints/step_00000500/snapshot.
-        truth: Folder of the newer snapshot, which has every row written.
+        bank: folder of the older snapshot, such as RUN_DIR/checkpoints/step_00000500/snapshot.
+        truth: folder of the newer snapshot, which has every row written.
 
     Raises:
         ValueError: for a folder that is missing, snapshots of different shape, a truth that is not the newer one or has
             rows never written, or fewer than 8 rows.
-        DamagedSnapshotError: for a folder that is no whole snapshot.
+        DamagedError: for a folder that is no whole snapshot.
     """
     for path in (bank, truth):
         if not Path(path).is_dir():
@@ -113,9 +112,6 @@ def snapshots(*, bank: str, truth: str) -> Source:
     inputs = {str(p): hashlib.sha256((Path(p) / MANIFEST).read_bytes()).hexdigest() for p in (bank, truth)}
     level = f"step {old.step} seen from {new.step}"
     return Source("this run", unit(new.vectors.double(), str(truth)), {level: lambda: old}, inputs)
-
-
-SOURCES: Mapping[str, Callable[..., Source]] = {"npy": npy, "snapshots": snapshots}
 
 
 def unit(vectors: Tensor, what: str) -> Tensor:

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from negbank.train.settings import differences
-from negbank.train.studies.ablation.measurement import MEASURES, Key, Measurement
 
 from negbank import files
+from negbank.train.config.differences import differences
+from negbank.train.studies.ablation.measurement import MEASURES, Key, Measurement
 
 SETTINGS, ROWS = "settings.json", "ablation.jsonl"
 OUTPUTS = (SETTINGS, ROWS, "ablation.csv", "tv.png", "bias.png", "report.html")

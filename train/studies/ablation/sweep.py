@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from negbank.train.studies.ablation.average import summarise
-from negbank.train.studies.ablation.measurement import Key, Measurement, measure
-from negbank.train.studies.ablation.sources import unit
 from torch import Tensor
 
 from negbank import Exclusions, Snapshot
 from negbank.proposals import Proposal
+from negbank.train.studies.ablation.average import summarise
+from negbank.train.studies.ablation.measurement import Key, Measurement, measure
+from negbank.train.studies.ablation.sources import unit
 
 Bind = Callable[[Key, Snapshot, Tensor], Proposal]
 """What gives a measurement its proposal: over the bank, and fitted to the truth where it adapts."""

@@ -16,13 +16,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from negbank.train.config import to_dict
-from negbank.train.descent import NonFiniteError
-from negbank.train.run import CHECKPOINTS, CONFIG, MAY_DIFFER, METRICS, read_config, write_config
-from negbank.train.settings import differences
-from negbank.train.studies.compare.trials import Trial
-
 from negbank import files
+from negbank.train.config import to_dict
+from negbank.train.config.differences import differences
+from negbank.train.descent import NonFiniteError
+from negbank.train.loop import CHECKPOINTS, CONFIG, METRICS
+from negbank.train.run import read_config, write_config
+from negbank.train.studies.compare.trials import Trial
 
 START = "import sys; sys.path[:] = filter(None, sys.path); from negbank.train.commands import main; sys.exit(main())"
 """`negbank` in the working directory, where relative paths start, without the modules that lie there."""
@@ -43,7 +43,7 @@ def prepare(trials: Sequence[Trial]) -> None:
     """
     for trial in trials:
         if (trial.folder / CONFIG).exists() and _begun(trial):
-            shown = differences(to_dict(trial.config), to_dict(read_config(trial.folder)), "there", MAY_DIFFER)
+            shown = differences(to_dict(trial.config), to_dict(read_config(trial.folder)), "there")
             if shown:
                 raise CompareError(
                     f"{trial.folder} holds a run of another configuration ({shown}); choose another out, or remove it"

@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Sequence
 
 from negbank.train import report
-from negbank.train.run import METRICS
+from negbank.train.loop import METRICS
 from negbank.train.studies import gradient_error
 from negbank.train.studies.compare.processes import diverged, finished
 from negbank.train.studies.compare.trials import STEPS, TUNING, Curve, Trial

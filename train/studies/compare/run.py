@@ -2,62 +2,96 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import signal
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from types import FrameType
+from typing import Any, Literal
 
 import yaml
+
+from negbank import files
+from negbank.bounds import Annotated, Count, Ge, Positive, checked
 from negbank.train.build import build, choose_device, load_data
-from negbank.train.config import ConfigError, method_configs, to_dict
-from negbank.train.options import Comparison, Config
+from negbank.train.config import ConfigError
+from negbank.train.loop import handled
 from negbank.train.studies.compare import report
 from negbank.train.studies.compare.figures import draw_accuracy
+from negbank.train.studies.compare.methods import method_configs
 from negbank.train.studies.compare.processes import CompareError, diverged, execute, finished, prepare
 from negbank.train.studies.compare.results import curve, gradients, rows, summarise
 from negbank.train.studies.compare.trials import ENCODINGS, STEPS, Curve, Plan, Trial
 from negbank.train.studies.rows import write_csv
 
-from negbank import files
 
-
-def from_config(comparison: Comparison) -> str:
-    """Run a comparison into the folder `comparison.out`, or go on with it; the table of what it found.
+@checked
+def run(
+    *,
+    base: dict[str, Any],
+    methods: dict[str, Any],
+    reference: str | None = None,
+    seeds: tuple[Annotated[int, Ge(0)], ...] = (0, 1, 2),
+    lr: tuple[Positive, ...] = (1e-3,),
+    tune_seed: Annotated[int, Ge(0)] | None = None,
+    equal: tuple[Literal["steps", "encodings"], ...] = ("steps", "encodings"),
+    gradient_error: dict[str, Any] | None = None,
+    out: str = "runs/compare",
+    jobs: Count = 1,
+) -> str:
+    """Run a comparison into its folder, or go on with it; the table of what it found.
 
     Everything is drawn from the folders of its runs: called for one that has finished, it writes the results anew.
+
+    Args:
+        base: a run's configuration with run.steps: what all methods have in common.
+        methods: name: what differs from base, such as {simclr: {negatives: {type: in_batch}}}.
+        reference: the method whose encodings are the budget of equal encodings; None: the first.
+        seeds: run.seed of the repetitions.
+        lr: optim.lr, for all methods alike; of several each has its best.
+        tune_seed: run.seed of the runs that choose among several lr; none of seeds.
+        equal: what is equal between methods.
+        gradient_error: that section of a run, for those of the first seed at equal steps.
+        out: folder of the runs and the results.
+        jobs: runs at once, each with its share of the cores; timings can be compared with 1 only.
 
     Raises:
         ConfigError: for a method's configuration, or what of it does not fit the data, before anything runs.
         CompareError: for a run of another configuration in a trial's folder, or one that fails.
     """
-    configs = method_configs(comparison)
-    work = _Work(comparison, configs)
-    with _stopped_by_sigterm():
+    settings = {
+        "base": base, "methods": methods, "reference": reference, "seeds": list(seeds), "lr": list(lr),
+        "tune_seed": tune_seed, "equal": list(equal), "gradient_error": gradient_error, "out": out, "jobs": jobs,
+    }  # fmt: skip
+    plan = Plan(
+        method_configs(base, methods), out, seeds=seeds, lr=lr, tune_seed=tune_seed, reference=reference,
+        gradient_error=gradient_error,
+    )  # fmt: skip
+    work = _Work(plan, equal, Path(out), jobs, settings)
+    with handled(_stop, signal.SIGTERM):
         work.run()
     found = rows(work.trials)
-    averages = summarise(found, work.plan.reference)
+    averages = summarise(found, plan.reference)
     return "\n".join((report.text_table(averages), *report.edges(found, averages)))
 
 
 class _Work:
     """The trials so far known, and how many more there will be at most."""
 
-    def __init__(self, comparison: Comparison, configs: Mapping[str, Config]) -> None:
-        self.comparison, self.configs, self.folder = comparison, configs, Path(comparison.out)
-        self.plan, self.checked = Plan(comparison, configs), False
+    def __init__(self, plan: Plan, equal: Sequence[str], folder: Path, jobs: int, settings: Mapping[str, Any]) -> None:
+        self.plan, self.equal, self.folder, self.jobs, self.settings = plan, equal, folder, jobs, settings
+        self.checked = False
         self.trials: list[Trial] = []
         self.left = 0  # trials that are not known yet
         self.started, self.executed = time.perf_counter(), 0
 
     def run(self) -> None:
-        plan, seeds = self.plan, self.comparison.seeds
-        equal_steps, equal_encodings = (name in self.comparison.equal for name in (STEPS, ENCODINGS))
+        plan, seeds = self.plan, self.plan.seeds
+        equal_steps, equal_encodings = (name in self.equal for name in (STEPS, ENCODINGS))
         tuning = plan.tuning()
-        self._expect(len(self.configs), equal_steps, equal_encodings)
+        self._expect(len(plan.configs), equal_steps, equal_encodings)
         self._complete(tuning)
         rates = self._rates(tuning)
         self._expect(len(rates), equal_steps, equal_encodings)
@@ -74,7 +108,7 @@ class _Work:
 
     def _expect(self, methods: int, equal_steps: bool, equal_encodings: bool) -> None:
         """Count the trials of so many methods; the reference's equal encodings are its equal steps."""
-        self.left = len(self.comparison.seeds) * (methods * equal_steps + (methods - equal_steps) * equal_encodings)
+        self.left = len(self.plan.seeds) * (methods * equal_steps + (methods - equal_steps) * equal_encodings)
 
     def _rates(self, tuning: Sequence[Trial]) -> Mapping[str, float]:
         """Each method's learning rate: the only one, or that of the highest kNN accuracy, the lower one of equals.
@@ -82,11 +116,11 @@ class _Work:
         A method that diverged at every one is left out.
         """
         if not tuning:
-            return {method: self.comparison.lr[0] for method in self.comparison.methods}
+            return {method: self.plan.lr[0] for method in self.plan.configs}
         rates: dict[str, float] = {}
-        for method in self.comparison.methods:
+        for method in self.plan.configs:
             found = [row for row in rows([c for c in tuning if c.method == method]) if not row["diverged"]]
-            tried = ", ".join(f"{lr:g}" for lr in self.comparison.lr)
+            tried = ", ".join(f"{lr:g}" for lr in self.plan.lr)
             if not found:
                 print(f"{method}: left out, it diverged at every lr of {tried}", flush=True)
                 continue
@@ -95,7 +129,7 @@ class _Work:
             rates[method] = min(found, key=lambda row: (-row["knn_accuracy"], row["lr"]))["lr"]
             print(f"{method}: lr {rates[method]:g} of {tried}", flush=True)
         if not rates:
-            raise CompareError(f"lr={self.comparison.lr}: every method diverged at every one; give lower ones")
+            raise CompareError(f"lr={self.plan.lr}: every method diverged at every one; give lower ones")
         return rates
 
     def _measure(self, rounds: Iterable[Sequence[Trial]]) -> Mapping[str, Curve]:
@@ -107,7 +141,7 @@ class _Work:
         measured: dict[str, Curve] = {}
         for trials in rounds:
             trials = [trial for trial in trials if trial.method not in measured]
-            self._complete([trial for trial in trials if not finished(trial)], report=False)
+            self._complete([trial for trial in trials if not finished(trial)], shown=False)
             measured |= {trial.method: curve(trial) for trial in trials if diverged(trial) is None}
         if self.plan.reference not in measured:
             raise CompareError(
@@ -116,22 +150,22 @@ class _Work:
             )
         return measured
 
-    def _complete(self, trials: Sequence[Trial], *, report: bool = True) -> None:
-        """Run those of `trials` that are not finished; with `report` they are part of the results."""
+    def _complete(self, trials: Sequence[Trial], *, shown: bool = True) -> None:
+        """Run those of `trials` that are not finished; with `shown` they are part of the results."""
         waiting = [trial for trial in trials if not finished(trial)]
         if waiting and not self.checked:
-            require_fitting(self.configs)
+            require_fitting(self.plan.configs)
             self.checked = True
         prepare(trials)
-        self.trials += trials if report else []
+        self.trials += trials if shown else []
         if len(waiting) < len(trials):
             print(f"{len(trials) - len(waiting)} of {len(trials)} runs are finished already", flush=True)
-        with closing(execute(waiting, self.comparison.jobs)) as done:
+        with closing(execute(waiting, self.jobs)) as done:
             for k, trial in enumerate(done, 1):
                 self.executed += 1
                 self._progress(trial, len(waiting) - k + self.left)
-                self._write_tables()
-        self._write_report()
+                self._write(report_too=False)
+        self._write(report_too=True)
 
     def _progress(self, trial: Trial, left: int) -> None:
         row = rows([trial])[0]
@@ -140,27 +174,21 @@ class _Work:
         clock = f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
         print(f"{trial}: {found}; {left} to go, about {clock}", flush=True)
 
-    def _write_tables(self) -> None:
+    def _write(self, *, report_too: bool) -> None:
+        """The tables of what is finished, and the report of it."""
         found = rows(self.trials)
-        if found:
-            write_csv(found, self.folder / "results.csv")
-        if averages := summarise(found, self.plan.reference):
-            write_csv(averages, self.folder / "summary.csv")
-
-    def _write_report(self) -> None:
-        self._write_tables()
-        found, settings = rows(self.trials), to_dict(self.comparison)
-        averages = summarise(found, self.plan.reference)
-        if averages:  # not tuning runs alone
-            files.write(self.folder / "compare.yaml", yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+        averages, measured = summarise(found, self.plan.reference), gradients(self.trials)
+        for name, table in (("results", found), ("summary", averages), ("gradient", measured)):
+            if table:
+                write_csv(table, self.folder / f"{name}.csv")
+        if averages and report_too:  # not tuning runs alone
+            settings = yaml.safe_dump(self.settings, sort_keys=False, allow_unicode=True)
+            files.write(self.folder / "compare.yaml", settings)
             draw_accuracy(self.trials, averages, self.folder / "accuracy.png")
-            measured = gradients(self.trials)
-            if measured:
-                write_csv(measured, self.folder / "gradient.csv")
-            report.write(self.folder, found, averages, measured, settings)
+            report.write(self.folder, found, averages, measured, self.settings)
 
 
-def require_fitting(configs: Mapping[str, Config]) -> None:
+def require_fitting(configs: Mapping[str, Any]) -> None:
     """Make the objects of every method's run once, on the CPU and over the same data, and drop them again.
 
     Raises:
@@ -170,27 +198,15 @@ def require_fitting(configs: Mapping[str, Config]) -> None:
     for name, config in configs.items():
         try:
             choose_device(config.run.device)
-            on_cpu = dataclasses.replace(config.run, device="cpu")
-            build(dataclasses.replace(config, run=on_cpu), splits=splits)
+            on_cpu = config.model_copy(deep=True)
+            on_cpu.run.device = "cpu"
+            build(on_cpu, splits=splits)
         except ValueError as error:
             problems.append(f"methods.{name}: {error}")
     if problems:
         raise ConfigError("comparison", problems)
 
 
-@contextmanager
-def _stopped_by_sigterm() -> Iterator[None]:
-    """SIGTERM ends the comparison as an exception does, so that the runs are stopped, too, with a checkpoint."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    try:
-        before = signal.signal(signal.SIGTERM, stop)
-    except ValueError:  # not the main thread, which alone may handle signals
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def _stop(number: int, frame: FrameType | None) -> None:
+    """SIGTERM ends the comparison as an exception does, so that its runs are stopped, too, with a checkpoint."""
+    raise SystemExit(128 + number)

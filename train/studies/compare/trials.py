@@ -12,13 +12,11 @@ method's are measured in its first equal-steps run, which is the tuning run of i
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from negbank.train.options import Comparison, Config
 
 Curve = Sequence[tuple[int, int]]
 """Steps taken and encodings made by then, both rising, from (0, 0) to the end of a run."""
@@ -33,7 +31,7 @@ class Trial(NamedTuple):
     budget: str
     lr: float
     seed: int
-    config: Config
+    config: Any
 
     @property
     def folder(self) -> Path:
@@ -48,27 +46,40 @@ class Plan:
     """Makes the trials of a comparison.
 
     Args:
-        comparison: checked by `negbank.train.config.load`.
-        configs: the run of each method, from `negbank.train.config.method_configs`.
+        configs: the run of each method.
+        out: folder of the trials' folders.
+        seeds, lr, tune_seed: as `run` has them.
+        reference: the method whose encodings are the budget; the first one by default.
+        gradient_error: that section of the first seed's runs at equal steps.
     """
 
-    def __init__(self, comparison: Comparison, configs: Mapping[str, Config]) -> None:
-        self._comparison, self._configs = comparison, configs
-        self.reference = comparison.reference or next(iter(configs))
+    def __init__(
+        self,
+        configs: Mapping[str, Any],
+        out: str,
+        *,
+        seeds: Sequence[int],
+        lr: Sequence[float],
+        tune_seed: int | None = None,
+        reference: str | None = None,
+        gradient_error: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.configs, self.seeds, self.lr = configs, seeds, lr
+        self.reference = reference or next(iter(configs))
+        self._out, self._tune_seed, self._gradient_error = Path(out), tune_seed, gradient_error or {}
 
     def tuning(self) -> list[Trial]:
         """Every method at every learning rate; none where there is one rate."""
-        seed, rates = self._comparison.tune_seed, self._comparison.lr
-        if seed is None or len(rates) == 1:
+        if self._tune_seed is None or len(self.lr) == 1:
             return []
-        return [self._trial(method, TUNING, lr, seed) for method in self._configs for lr in rates]
+        return [self._trial(method, TUNING, lr, self._tune_seed) for method in self.configs for lr in self.lr]
 
     def steps(self, rates: Mapping[str, float]) -> list[Trial]:
         """Every method with every seed, at its learning rate."""
         return [
             self._trial(method, STEPS, rates[method], seed)
-            for seed in self._comparison.seeds
-            for method in self._configs
+            for seed in self.seeds
+            for method in self.configs
             if method in rates
         ]
 
@@ -89,13 +100,14 @@ class Plan:
         return trials
 
     def _trial(self, method: str, budget: str, lr: float, seed: int, *, steps: int | None = None) -> Trial:
-        config = copy.deepcopy(self._configs[method])
+        config = self.configs[method].model_copy(deep=True)
         config.run.seed, config.optim.lr = seed, lr
-        if budget == STEPS and seed == self._comparison.seeds[0]:
-            config.gradient_error = copy.deepcopy(self._comparison.gradient_error)
-        config.run.dir = str(Path(self._comparison.out) / method / budget / f"lr{lr:g}" / f"seed{seed}")
+        for key, value in self._gradient_error.items() if budget == STEPS and seed == self.seeds[0] else ():
+            setattr(config.gradient_error, key, value)
+        config.run.dir = str(self._out / method / budget / f"lr{lr:g}" / f"seed{seed}")
         if steps is not None:
-            config.optim.warmup = config.optim.warmup * steps // (config.run.steps or steps)
+            if config.optim.warmup >= 1:  # a share stays the same
+                config.optim.warmup = config.optim.warmup * steps // (config.run.steps or steps)
             config.run.steps = steps
         return Trial(method, budget, lr, seed, config)
 

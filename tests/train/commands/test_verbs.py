@@ -1,15 +1,17 @@
 from __future__ import annotations
 
+import json
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
-from negbank.train.commands import main
-from negbank.train.data.sources import DownloadError
 from PIL import Image
 
-ROOT = Path(__file__).parents[2]
+from negbank.train.commands import main
+from negbank.train.data.images.sources import DownloadError
+
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
@@ -76,10 +78,13 @@ def test_validate_reports_every_file(config_file, tmp_path, capsys):
     assert "'prosampler' is unknown" in err
 
 
-def test_keys_lists_them(capsys):
-    code, out, _ = run(capsys, "keys")
+def test_list_and_schema(capsys):
+    code, out, _ = run(capsys, "list", "train")
     assert code == 0
     assert "refresh.every = 1" in out
+    code, out, _ = run(capsys, "schema")
+    assert code == 0
+    assert "negatives" in json.loads(out)["properties"]
 
 
 @pytest.mark.parametrize(
@@ -142,7 +147,7 @@ def test_data_that_cannot_be_read_end_with_one_line(error, code, config_file, tm
     def fail(*arguments, **options):
         raise error
 
-    monkeypatch.setattr("negbank.train.data.sources.load", fail)
+    monkeypatch.setattr("negbank.train.data.images.sources.digits", fail)
     for command in (["eval", tmp_path / "run"], ["train", config_file, f"run.dir={tmp_path}/other"],
                     ["train", "--resume", tmp_path / "run"], ["compare", comparison]):  # fmt: skip
         found, _, err = run(capsys, *command)

@@ -1,0 +1,98 @@
+"""From Python: tensors, torch data sets and pairs of them, and modules that know nothing of us."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import Dataset, TensorDataset
+
+import negbank
+from negbank.train.run import RunError
+
+N, WIDTH = 240, 12
+CLASSES = torch.arange(N) % 4
+CENTRES = torch.randn(4, WIDTH, generator=torch.Generator().manual_seed(0))
+ROWS = CENTRES[CLASSES] + 0.7 * torch.randn(N, WIDTH, generator=torch.Generator().manual_seed(1))
+SMALL = {"eval": {"global_rows": 60, "knn_k": 5}, "batches": {"batch_size": 24}, "optim": {"lr": 0.01}}
+
+
+def encoder(out=8):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(WIDTH, 32), nn.ReLU(), nn.Linear(32, out))  # not normalised, no backbone
+
+
+def test_ten_lines_are_enough(tmp_path):
+    """A torch Dataset and a plain nn.Module, under options by name: it learns, and the module is handed back."""
+    data, test = TensorDataset(ROWS[:200], CLASSES[:200]), TensorDataset(ROWS[200:], CLASSES[200:])
+    found = negbank.fit(
+        data, encoder(), test=test, negatives="sogclr", run={"steps": 60, "dir": str(tmp_path / "run")}, **SMALL
+    )
+    assert not found.encoder.training
+    vectors = found.encoder(ROWS[:5])
+    torch.testing.assert_close(vectors.norm(dim=1), torch.ones(5))
+    assert found.summary["knn_accuracy"] > 0.9
+    assert found.summary["view_retrieval_at_1"] > 1.5 * 1 / 60
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == 60
+
+
+class Noisy(Dataset):
+    """Items are made when asked for, under noise of torch's global generator."""
+
+    def __len__(self):
+        return N
+
+    def __getitem__(self, row):
+        return ROWS[row] + 0.1 * torch.randn(WIDTH), int(CLASSES[row])
+
+
+def test_a_data_set_with_its_own_noise_goes_on_where_it_stopped(tmp_path):
+    options = {"negatives": {"type": "hardest", "k": 2}, "refresh": {"every": 5, "unit": "steps"}, **SMALL}
+    run = {"steps": 20, "checkpoint_every": 10, "dir": str(tmp_path / "whole")}
+    whole = negbank.fit(Noisy(), encoder(), run=run, **options)
+
+    def stopped(*arguments):
+        if len(list((tmp_path / "part" / "checkpoints").glob("step_*"))) == 1 and arguments[0].training:
+            raise KeyboardInterrupt
+
+    module = encoder()
+    module.register_forward_hook(stopped)
+    with pytest.raises(KeyboardInterrupt):
+        negbank.fit(Noisy(), module, run={**run, "dir": str(tmp_path / "part")}, **options)
+    again = negbank.fit(Noisy(), encoder(), resume=True, run={**run, "dir": str(tmp_path / "part")}, **options)
+    for mine, theirs in zip(again.encoder.parameters(), whole.encoder.parameters()):
+        assert torch.equal(mine, theirs)
+    with pytest.raises(RunError, match="holds a run already"):
+        negbank.fit(Noisy(), encoder(), run=run, **options)
+
+
+def test_pairs_of_tensors(tmp_path):
+    other = ROWS @ torch.randn(WIDTH, 7, generator=torch.Generator().manual_seed(2))
+    right = nn.Linear(7, 8)
+    found = negbank.fit(
+        (ROWS, other), [encoder(), right], batches={"batch_size": 24}, eval={"type": "retrieval", "ks": (1, 5)},
+        optim={"lr": 0.02}, run={"steps": 80, "dir": str(tmp_path / "run")},
+    )  # fmt: skip
+    assert found.summary["left_to_right_at_5"] > 3 * found.summary["untrained_left_to_right_at_1"]
+    assert len(found.encoder) == 2
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (nn.Flatten(0), r"encoder: gave shape \(24,\) for 2 inputs; .*one row an input"),
+        (nn.Linear(WIDTH, 1), "encoder: gives embeddings of width 1"),
+    ],
+)
+def test_a_module_that_cannot_be_trained_is_said_at_once(module, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        negbank.fit(ROWS, module, run={"steps": 5, "dir": str(tmp_path / "run")}, **SMALL)
+
+
+def test_what_is_no_data_is_said(tmp_path):
+    with pytest.raises(TypeError, match=r"data: int, expected a tensor, a torch Dataset"):
+        negbank.fit(3, encoder(), run={"steps": 5, "dir": str(tmp_path / "run")})
+    with pytest.raises(ValueError, match=r"negatives\.type: 'sogclrr' is unknown"):
+        negbank.fit(ROWS, encoder(), negatives="sogclrr", run={"steps": 5})

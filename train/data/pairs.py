@@ -1,0 +1,53 @@
+"""Pairs of any two data sets: row i of one and row i of the other are two sides of one thing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from negbank.bounds import Annotated, Section
+from negbank.train.data.contract import Data, Pairs, Splits, Subset
+from negbank.train.data.tensors import read_labels
+
+
+def pairs(
+    left: Annotated[Callable[[], Splits], Section("data", "tensors")],
+    right: Annotated[Callable[[], Splits], Section("data", "tensors")],
+    *,
+    groups: str | None = None,
+) -> Splits:
+    """Two sides of any type, of which row i of one is the positive of row i of the other.
+
+    Args:
+        left: the data of one side.
+        right: the data of the other, with the same rows held out.
+        groups: .npy file of integers, one a pair, negative for none; pairs of one group are no negatives of each other.
+
+    Raises:
+        ValueError: for sides of different lengths or with different rows held out, or groups that do not fit.
+    """
+    (train, test, classes), other = left(), right()
+    found = None if groups is None else read_labels(groups, "groups")
+    first = _paired(train, other.train, found, "training")
+    if (test is None) != (other.test is None):
+        raise ValueError("left, right: one side has held-out rows, the other none; have both hold out the same")
+    if test is None or other.test is None:
+        return Splits(first, None, classes)
+    held = found if found is not None and isinstance(test, Subset) and len(found) == len(test.data) else None
+    return Splits(first, _paired(test, other.test, held, "held-out"), classes)
+
+
+def _paired(left: Data | Pairs, right: Data | Pairs, groups: Tensor | None, which: str) -> Pairs:
+    if isinstance(left, Pairs) or isinstance(right, Pairs):
+        raise ValueError("left, right: each side has to be one data set, not pairs")
+    if len(left) != len(right):
+        raise ValueError(f"left, right: {len(left)} and {len(right)} {which} rows; a pair needs one on either side")
+    if isinstance(left, Subset) and isinstance(right, Subset) and not torch.equal(left.rows, right.rows):
+        raise ValueError("left, right: the sides hold out different rows; give both the same holdout")
+    if groups is not None and len(groups) != len(left):
+        if not isinstance(left, Subset) or len(groups) != len(left.data):
+            raise ValueError(f"groups: {len(groups)} for {len(left)} {which} pairs; give one a pair")
+        groups = groups[left.rows]
+    return Pairs(left, right, groups)
