@@ -16,12 +16,12 @@ import matplotlib
 matplotlib.use("Agg")
 import torch
 from matplotlib import pyplot as plt
-from negbank.samplers.batches import Knn, Ordered, ProSampler, Spectral, UniformBatches
 from proposals import truth
 from sklearn.datasets import load_digits
 from sklearn.manifold import TSNE
 
 from negbank import Snapshot
+from negbank.samplers.batches import Knn, Ordered, ProSampler, Spectral, UniformBatches
 
 SIZE, SHOWN = 64, 6
 

@@ -11,7 +11,7 @@ Data: unit rows, D = 128, around 200 unit Gaussian centres whose shares fall as 
 Loss: (1/B) Σ_i log(1 + Σ_{j≠i} exp(β(s_ij − 1))) in nats, β = 10, mean over all batches: InfoNCE with each row as its
 own positive. Every way gives N // B disjoint batches of exactly B. Seconds are of the process, so that a busy machine
 does not count (set OMP_NUM_THREADS=1), medians of the runs; those of the 15-NN graph
-(`Snapshot.build(...).index.graph(15)`), where one is needed, stand apart. METIS is `pip install pymetis`.
+(`Snapshot.build(...).index.graph(15)`), where one is needed, stand apart. METIS: pip install "negbank[bench]".
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ from collections.abc import Callable
 import numba
 import numpy as np
 import torch
-from negbank.samplers.batches import Spectral
-from negbank.samplers.batches.partition import assign, cut
+from needs import need
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 from sklearn.cluster import KMeans
@@ -35,6 +34,8 @@ from torch.nn.functional import normalize
 
 from negbank import Snapshot
 from negbank.index.kmeans import closeness, lloyd, means
+from negbank.samplers.batches import Spectral
+from negbank.samplers.batches.partition import assign, cut
 
 BETA, NEIGHBORS = 10.0, 15
 Edges = tuple[Tensor, Tensor, Tensor]
@@ -243,6 +244,8 @@ def main() -> None:
     arguments.add_argument("--runs", type=int, default=3)
     arguments.add_argument("--skip", nargs="*", default=[], choices=("published", "groups", "graph"))
     options = arguments.parse_args()
+    if "graph" not in options.skip:
+        need("bench", "pymetis")
     generator, size = torch.Generator().manual_seed(0), options.batch_size
     z = clustered(options.rows, options.centres, options.tail, options.noise, generator)
     exact = Snapshot.build(z, factory="exact")  # no index is searched here

@@ -18,12 +18,12 @@ import time
 from collections.abc import Callable
 
 import torch
-from negbank.samplers.batches import Knn, ProSampler
-from negbank.samplers.batches.graph import candidate_graph
 from torch import Tensor
 
 from negbank import Snapshot
 from negbank.index import ExactIndex
+from negbank.samplers.batches import Knn, ProSampler
+from negbank.samplers.batches.graph import candidate_graph
 
 CANDIDATES, NEIGHBORS, ALPHA = 1000, 100, 0.2
 

@@ -16,9 +16,9 @@ import time
 from collections.abc import Callable
 
 import torch
-from negbank.samplers.metropolis import NO_STATE, Scan, log_uniforms, scan, scan_reference
 
 from negbank.counter import Counter
+from negbank.samplers.metropolis import NO_STATE, Scan, log_uniforms, scan, scan_reference
 
 TEMPERATURE = 0.07
 

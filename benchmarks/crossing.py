@@ -26,9 +26,9 @@ import yaml
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
+
 from negbank.train.config import load
-from negbank.train.options import Comparison
-from negbank.train.studies import compare
+from negbank.train.studies.compare import run as compare
 from negbank.train.studies.rows import write_csv
 
 Row = dict[str, Any]
@@ -127,8 +127,8 @@ def measure(options: argparse.Namespace) -> list[Row]:
             path = folder.with_suffix(folder.suffix + ".yaml")
             seeds = [0, 1, 2] if point in SERIES["length"] else [0, 1]
             path.write_text(yaml.safe_dump(comparison(point, data, seeds, folder), sort_keys=False))
-            config, _ = load(path, root=Comparison)
-            print(f"{name}\n{compare.from_config(config)}", flush=True)
+            config, _ = load(path, root="compare")
+            print(f"{name}\n{compare.run(**dict(config))}", flush=True)
             with (folder / "results.csv").open(newline="") as file:
                 kept = ("method", "seed", "encodings", *MEASURES, "knn_accuracy", "linear_probe_accuracy")
                 rows = [{key: row[key] for key in kept} for row in csv.DictReader(file)]
@@ -178,7 +178,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.draw is None:
         rows = measure(options)
-        write_csv(options.out / "crossing.csv", rows)
+        write_csv(rows, options.out / "crossing.csv")
     else:
         with options.draw.open(newline="") as file:
             rows = list(csv.DictReader(file))

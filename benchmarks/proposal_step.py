@@ -17,10 +17,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from negbank.samplers.metropolis import NO_STATE, scan
 
 from negbank import Snapshot
 from negbank.proposals import Anchors, Cells, HeadTail, Nearest, Pooled, Proposal, Uniform
+from negbank.samplers.metropolis import NO_STATE, scan
 
 DIM, ANCHORS, HEAD, DRAWS = 128, 256, 64, 16
 

@@ -14,12 +14,12 @@ from __future__ import annotations
 import argparse
 
 import torch
-from negbank.samplers.mixing import effective_sample_size, supremum, total_variation
-from negbank.train.studies.ablation.sources import moved
 from sklearn.datasets import load_digits
 
 from negbank import Snapshot
 from negbank.proposals import Anchors, Cells, HeadTail, Mixture, Nearest, Proposal, StaleSoftmax, Uniform, measure
+from negbank.samplers.mixing import effective_sample_size, supremum, total_variation
+from negbank.train.studies.ablation.sources import moved
 
 BETA, BUDGETS = 1 / 0.07, (1, 8, 16, 64)
 

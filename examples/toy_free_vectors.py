@@ -32,13 +32,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from negbank.samplers.batches import Ordered, Spectral
-from negbank.samplers.batches.ordered import batch_losses
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from negbank import Snapshot
 from negbank.counter import Counter
+from negbank.samplers.batches import Ordered, Spectral
+from negbank.samplers.batches.ordered import batch_losses
 
 N, B, RATE = 8, 2, 0.5
 OPTIMA = {

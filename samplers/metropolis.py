@@ -47,7 +47,7 @@ def accepts(log_u: Any, proposed: Any, current: Any) -> Any:
     return log_u < proposed - current
 
 
-_accept: Any = accepts.py_func
+_rule: Any = accepts.py_func
 """`accepts` of whole tensors."""
 
 
@@ -57,9 +57,9 @@ def acceptance(proposed: Tensor, current: Tensor) -> Tensor:
     return torch.where(proposed == -torch.inf, 0.0, ratio)
 
 
-def accepted(proposed: Tensor, current: Tensor, u: Tensor) -> Tensor:
+def accept(proposed: Tensor, current: Tensor, u: Tensor) -> Tensor:
     """`accepts` elementwise, by uniform draws u."""
-    moves: Tensor = _accept(u.log(), proposed, current)
+    moves: Tensor = _rule(u.log(), proposed, current)
     return moves
 
 
@@ -175,7 +175,7 @@ def scan_reference(
         valid, started = j != NO_STATE, state != NO_STATE
         w_j = log_weights[m, every, j.clamp(min=0)]
         w_c = torch.where(started, log_weights[m, every, state.clamp(min=0)], -torch.inf)
-        move = valid & _accept(log_uniforms[:, r], w_j, w_c)
+        move = valid & _rule(log_uniforms[:, r], w_j, w_c)
         proposed[:, m] += (valid & started).int()
         accepted[:, m] += (move & started).int()
         state = torch.where(move, j, state)

@@ -96,7 +96,7 @@ SUPPLIED: dict[str, frozenset[str]] = {
     "augment": frozenset({"channels", "size"}),
     "encoder": frozenset({"channels", "shape"}),
     "projector": frozenset({"features"}),
-    "batches": frozenset({"num_rows", "counter", "exclude", "encode", "drop_last"}),
+    "batches": frozenset({"num_rows", "counter", "exclude", "encode"}),
     "negatives": frozenset({"num_rows", "views", "temperature", "exclude", "counter", "device"}),
     "proposal": frozenset({"snapshot", "exclude", "probe"}),
     "index": frozenset({"vectors", "rows", "recall_at", "warm", "seed"}),

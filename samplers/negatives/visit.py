@@ -24,7 +24,7 @@ from torch import Tensor
 
 from negbank.counter import Counter, uniforms
 from negbank.exclusions import Exclusions
-from negbank.samplers.metropolis import NO_STATE, acceptance, accepted, log_uniforms, scan
+from negbank.samplers.metropolis import NO_STATE, accept, acceptance, log_uniforms, scan
 from negbank.samplers.negatives.contract import Info
 from negbank.samplers.negatives.index_draws import Drawn
 
@@ -153,7 +153,7 @@ class Kernels:
         proposed, current = fresh[:, 1] + stale.gap, fresh[:, 0]
         alpha = acceptance(proposed, current)
         coin = uniforms(tuple(alpha.shape), generator=generator, device=scores.device)
-        state = torch.where(accepted(proposed, current, coin), stale.end, stale.start)
+        state = torch.where(accept(proposed, current, coin), stale.end, stale.start)
         info = {**stale.info, "acceptance_delayed": float(alpha[moving].mean())} if bool(moving.any()) else stale.info
         weights = torch.zeros_like(scores).scatter_add_(1, after.clamp(min=0)[:, None], alpha[:, None])
         weights.scatter_add_(1, before.clamp(min=0)[:, None], 1 - alpha[:, None])

@@ -10,7 +10,7 @@ from scipy import stats
 
 from negbank import Exclusions, Snapshot
 from negbank.proposals import Anchors, Cells, HeadTail, Mixture, Nearest, StaleSoftmax, Uniform
-from negbank.samplers.metropolis import NO_STATE, acceptance, accepted, scan, scan_reference
+from negbank.samplers.metropolis import NO_STATE, accept, acceptance, scan, scan_reference
 from negbank.samplers.mixing import total_variation
 
 N, BETA = 250, 14.28
@@ -75,7 +75,7 @@ def test_one_accept_rule_is_run_by_the_scans_and_by_the_correction(run):
     torch.testing.assert_close(measured(proposed, current, run), probability, atol=1e-14, rtol=1e-12)
     for shift, expected in ((1 - 1e-9, probability > 0), (1 + 1e-9, probability == 1)):
         u = (probability * shift).clamp(max=1 - 1e-12)
-        assert torch.equal(accepted(proposed, current, u), expected)
+        assert torch.equal(accept(proposed, current, u), expected)
 
 
 @pytest.mark.parametrize("proposal", PROPOSALS)
@@ -102,8 +102,8 @@ def test_dropping_the_density_ratio_would_be_seen(clustered):
 
 def corrected(inner, log_weight):
     """The second stage of delayed acceptance, for every pair: log_weight = log π / π̃."""
-    accept = acceptance(log_weight[None, :].expand(N, N), log_weight[:, None].expand(N, N))  # which weighs the two ends
-    matrix = (inner * accept).fill_diagonal_(0.0)
+    alpha = acceptance(log_weight[None, :].expand(N, N), log_weight[:, None].expand(N, N))  # which weighs the two ends
+    matrix = (inner * alpha).fill_diagonal_(0.0)
     return matrix + torch.diag(1 - matrix.sum(1))
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from negbank.counter import Counter
 from negbank.train.data.images.augment import PRESETS, Augment, Draw, Plain
 from negbank.train.data.images.blur import gaussian_blur, kernel_size
-from negbank.train.data.images.colour import BRIGHTNESS, CONTRAST, HUE, SATURATION, jitter_, luma, shift_hue
+from negbank.train.data.images.colour import BRIGHTNESS, CONTRAST, HUE, SATURATION, jitter_, luma
 from negbank.train.data.images.crop import BOX_UNIFORMS, random_boxes, resample
 
 BARE: dict[str, Any] = {"mean": (0.0,), "std": (1.0,)}
@@ -63,7 +63,9 @@ def test_hue_agrees_with_torchvision() -> None:
     images[1] = images[1, :1]  # grey: no chroma
     shift = torch.tensor([0.5, 0.3, -0.5, -0.1, 0.0, 0.1, 0.25, -0.37])
     expected = torch.stack([TF.adjust_hue(image, float(turns)) for image, turns in zip(images, shift)])
-    torch.testing.assert_close(shift_hue(images, shift), expected, atol=5e-6, rtol=0)
+    order, factors = torch.full((8, 1), HUE), torch.ones(8, 4)
+    factors[:, HUE] = shift
+    torch.testing.assert_close(jitter_(images.clone(), order, factors), expected, atol=5e-6, rtol=0)
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -117,4 +117,4 @@ def _root(data: Any, default: str) -> str:
 def to_dict(config: Config) -> dict[str, Any]:
     """The resolved configuration as plain values, complete: what the folder of its results keeps."""
     found: dict[str, Any] = config.model_dump(mode="json")
-    return found
+    return {key: value for key, value in found.items() if key != "encoder_right" or value is not None}

@@ -8,7 +8,8 @@ The view of an image depends on the image and its seed alone, bit for bit, whate
 threads there are. Loops over a batch use vector instructions and, for what is left over, scalar ones, which may round
 otherwise: ``lerp``, ``addcmul`` and ``add(alpha=)`` (one rounding or two), ``pow``, ``exp`` and ``cos`` (two
 implementations), ``mean`` (order of the sum). None of these touches a pixel here. What does, is one correctly rounded
-operation after another, and ``grid_sample``, which takes images one by one; parameters are computed in float64.
+operation after another, ``grid_sample`` and the compiled loops of :mod:`.colour`, which take images one by one;
+parameters are computed in float64.
 """
 
 from __future__ import annotations
@@ -158,11 +159,11 @@ class Augment:
         """One view of every image, of which each depends on its own seed alone.
 
         Args:
-            images: uint8 (B, C, H, W), C of 1 or 3, on any device.
+            images: uint8 (B, C, H, W), C of 1 or 3, on the CPU.
             seeds: int64 (B,).
 
         Returns:
-            float32 (B, C, size, size), normalised, on the device of ``images``.
+            float32 (B, C, size, size), normalised.
 
         Raises:
             ValueError: ``images`` of another dtype or shape, or ``mean`` and ``std`` for another number of channels.
@@ -194,25 +195,25 @@ class Augment:
 
     def apply(self, images: Tensor, draw: Draw) -> Tensor:
         """Return the views of uint8 (B, C, H, W) ``images`` that ``draw`` describes, as ``__call__`` does."""
-        views = torch.empty(*images.shape[:2], self.size, self.size, device=images.device)
-        block = max(1, BLOCK // (images.shape[1] * self.size**2))
+        views = torch.empty(*images.shape[:2], self.size, self.size)
+        block = max(1, BLOCK // views[:1].numel()) if len(images) else 1
         for start in range(0, len(images), block):
             at = slice(start, start + block)
-            views[at] = self._apply(images[at], Draw(*(column[at] for column in draw)))
+            self._apply(images[at], Draw(*(column[at] for column in draw)), views[at])
         return views
 
-    def _apply(self, images: Tensor, draw: Draw) -> Tensor:
+    def _apply(self, images: Tensor, draw: Draw, out: Tensor) -> None:
         views = images.to(torch.float32).div_(255)
-        views = resample(views, draw.boxes, draw.mirrored, draw.degrees, self.size)
-        views = jitter_(views, draw.order, draw.factors)
-        rows = draw.grey.nonzero().squeeze(1).to(views.device)
+        views = resample(views, draw.boxes, draw.mirrored, draw.degrees, self.size).contiguous()
+        jitter_(views, draw.order, draw.factors)
+        rows = draw.grey.nonzero().squeeze(1)
         if len(rows):
             views.index_copy_(0, rows, luma(views.index_select(0, rows)).expand(-1, views.shape[1], -1, -1))
         rows = draw.sigma.nonzero().squeeze(1)
         if len(rows):
-            sigma, rows = draw.sigma[rows], rows.to(views.device)
-            views.index_copy_(0, rows, gaussian_blur(views.index_select(0, rows), sigma, kernel_size(self.size)))
-        return self.plain.normalise_(views)
+            blurred = gaussian_blur(views.index_select(0, rows), draw.sigma[rows], kernel_size(self.size))
+            views.index_copy_(0, rows, blurred)
+        self.plain.normalise(views, out=out)
 
 
 def _range(name: str, given: tuple[float, float] | None, preset: dict[str, Any], top: float = float("inf")) -> Any:
@@ -258,7 +259,7 @@ class Plain:
         views = images.to(torch.float32).div_(255)
         if views.shape[-2:] != (self.size, self.size):
             views = F.interpolate(views, (self.size, self.size), mode="bilinear", antialias=True, align_corners=False)
-        return self.normalise_(views)
+        return self.normalise(views, out=views)
 
     def check(self, images: Tensor) -> None:
         """Raise the ValueError of ``__call__`` for unsuitable ``images``."""
@@ -273,6 +274,6 @@ class Plain:
                 "give one value, or one per channel"
             )
 
-    def normalise_(self, views: Tensor) -> Tensor:
-        """(views - mean) / std, in place, for float (B, C, H, W) in 0..1."""
-        return views.sub_(self._mean.to(views.device)).div_(self._std.to(views.device))
+    def normalise(self, views: Tensor, *, out: Tensor) -> Tensor:
+        """(views - mean) / std, into ``out``, for float (B, C, H, W) in 0..1."""
+        return torch.sub(views, self._mean.to(views.device), out=out).div_(self._std.to(views.device))
