@@ -62,7 +62,7 @@ def mine_hard_negatives(
 ) -> MiningResult:
     """Mine hard negatives: rows of the corpus that are similar to a query and are not its positives.
 
-    Scores are cosines: products of unit float32 rows, summed in float64 and rounded once (scores.py). The result is the
+    Scores are cosines: products of unit float32 rows, summed exactly and rounded once (scores.py). The result is the
     same for any query batch, shard size, number of threads, and number of processes (under `torch.distributed` each
     does its share and returns the whole).
 

@@ -1,13 +1,13 @@
 """What a score is, the order that scores give, and which rows are near-duplicates: rows whose score is high enough.
 
-The score of unit rows q and c, of D float32 numbers each, is their inner product, summed in float64 by halving and
-rounded to float32 once. With P the least power of two that is ≥ max(D, 8):
+The score of unit rows q and c, of D float32 numbers each, is their inner product in fixed point, rounded to float32:
 
-    x_d = q_d c_d  for d < D,  0 for D ≤ d < P;      x_d ← x_d + x_{d + P/2}  for d < P/2;   and again, until x_0 = s
+    s = 2⁻⁵¹ Σ_d rint(2⁵¹ q_d c_d)
 
-A product of two float32 numbers is exact in float64, and the order of the sum is said: so a score is the same number
-on every processor and device, whatever shares the call, and whichever path led to the row. All that the miner returns,
-and all that it decides by ranks, margins, bounds and duplicates, it decides on these numbers.
+A product of two float32 numbers is exact in float64, and so is every sum of these integers, in any order, as no part of
+it exceeds 2⁵¹ |q| |c| < 2⁵³; rint takes less than D 2⁻⁵² away. So a score is the same number on every processor and
+device, whatever shares the call, and whichever path led to the row. All that the miner returns, and all that it decides
+by ranks, margins, bounds and duplicates, it decides on these numbers.
 """
 
 from __future__ import annotations
@@ -25,8 +25,7 @@ from negbank.mining.rows import Rows
 NO_ROW = -1
 EXACT = 1 - 1e-6
 """Cosine from which two rows count as the same: the same text under two ids is embedded to within rounding."""
-LEAST = 8
-"""The least P."""
+FIXED = 2.0**51
 GATHERED = 1 << 18
 """Numbers gathered at once to score rows: 1 MiB, so that they stay in a core's cache."""
 
@@ -80,50 +79,42 @@ def scored(rows: Tensor, queries: Tensor, places: Tensor) -> Tensor:
 
     `NO_ROW` gives −∞.
     """
-    if rows.device.type == "cpu":
-        scores = torch.empty(places.shape)
-        _fold(*(t.detach().contiguous().numpy() for t in (rows, queries, places, scores)))
-        return scores
-    return folded(rows, queries, places)
-
-
-def folded(rows: Tensor, queries: Tensor, places: Tensor) -> Tensor:
-    """`scored`, on any device."""
-    scores = torch.empty(places.shape, device=rows.device)
-    power = max(LEAST, 1 << (rows.shape[1] - 1).bit_length())
-    step = max(1, 4 * GATHERED // max(1, places.shape[1] * power))
-    for at in range(0, len(places), step):
-        own = rows[places[at : at + step].clamp(min=0)].double() * queries[at : at + step, None].double()
-        sums = torch.nn.functional.pad(own, (0, power - own.shape[2]))
-        while sums.shape[2] > 1:
-            low, high = sums.chunk(2, dim=2)
-            sums = low + high
-        scores[at : at + step] = sums[:, :, 0]
+    if rows.device.type != "cpu":
+        return summed(rows, queries, places)
+    scores = torch.empty(places.shape)
+    _sum(*(t.detach().contiguous().numpy() for t in (rows, queries, places, scores)))
     return scores.masked_fill_(places == NO_ROW, -torch.inf)
 
 
-@numba.njit(cache=True, nogil=True)
-def _fold(rows: np.ndarray, queries: np.ndarray, places: np.ndarray, scores: np.ndarray) -> None:
-    width, power = rows.shape[1], LEAST
-    while power < width:
-        power *= 2
-    x, query = np.zeros(power), np.empty(width)
+def summed(rows: Tensor, queries: Tensor, places: Tensor) -> Tensor:
+    """`scored`, on any device."""
+    scores = torch.empty(places.shape, device=rows.device)
+    step = max(1, 4 * GATHERED // max(1, places.shape[1] * rows.shape[1]))
+    for at in range(0, len(places), step):
+        own, asked = rows[places[at : at + step].clamp(min=0)].double(), queries[at : at + step, None].double()
+        scores[at : at + step] = (asked * FIXED * own).round().sum(2) / FIXED + 0.0  # −0.0 becomes 0.0
+    return scores.masked_fill_(places == NO_ROW, -torch.inf)
+
+
+@numba.njit(cache=True, nogil=True, fastmath={"reassoc", "nsz"})
+def _sum(rows: np.ndarray, queries: np.ndarray, places: np.ndarray, scores: np.ndarray) -> None:
+    """Four rows at once, which halves the time; where fewer are left, the last again."""
+    query, last = np.empty(rows.shape[1]), places.shape[1] - 1
     for q in range(places.shape[0]):
-        query[:] = queries[q]
-        for c in range(places.shape[1]):
-            if places[q, c] == NO_ROW:
-                scores[q, c] = -np.inf
-                continue
-            row = rows[places[q, c]]
-            for d in range(width):
-                x[d] = query[d] * row[d]
-            x[width:] = 0
-            half = power // 2
-            while half >= LEAST:
-                for d in range(half):
-                    x[d] += x[d + half]
-                half //= 2
-            scores[q, c] = ((x[0] + x[4]) + (x[2] + x[6])) + ((x[1] + x[5]) + (x[3] + x[7]))
+        for d in range(len(query)):
+            query[d] = queries[q, d] * FIXED
+        for c in range(0, places.shape[1], 4):
+            c1, c2, c3 = min(c + 1, last), min(c + 2, last), min(c + 3, last)
+            r0, r1 = rows[max(places[q, c], 0)], rows[max(places[q, c1], 0)]
+            r2, r3 = rows[max(places[q, c2], 0)], rows[max(places[q, c3], 0)]
+            s0 = s1 = s2 = s3 = 0.0
+            for d in range(len(query)):
+                s0 += np.rint(query[d] * r0[d])
+                s1 += np.rint(query[d] * r1[d])
+                s2 += np.rint(query[d] * r2[d])
+                s3 += np.rint(query[d] * r3[d])
+            for column, total in ((c, s0), (c1, s1), (c2, s2), (c3, s3)):
+                scores[q, column] = np.int64(total) / FIXED
 
 
 def near_rows(corpus: Rows, left: np.ndarray, right: np.ndarray, bound: float) -> np.ndarray:

@@ -22,13 +22,10 @@ def unit(x: np.ndarray) -> torch.Tensor:
     return torch.nn.functional.normalize(torch.as_tensor(x).float(), dim=-1)
 
 
-def halved(left: np.ndarray, right: np.ndarray) -> float:
-    """The score that docs/mining.md promises: summed in float64 by halving, and rounded once."""
-    x = np.zeros(max(8, 2 ** int(np.ceil(np.log2(len(left))))))
-    x[: len(left)] = left.astype(np.float64) * right.astype(np.float64)
-    while len(x) > 1:
-        x = x[: len(x) // 2] + x[len(x) // 2 :]
-    return float(np.float32(x[0]))
+def score_of(left: np.ndarray, right: np.ndarray) -> float:
+    """The score that docs/mining.md promises, in whole numbers."""
+    total = sum(round(float(a) * float(b) * 2.0**51) for a, b in zip(left, right))
+    return float(np.float32(total / 2**51))
 
 
 def naive(queries, corpus, positives, corpus_ids, query_ids, excluded, labels, a):
@@ -38,8 +35,8 @@ def naive(queries, corpus, positives, corpus_ids, query_ids, excluded, labels, a
     bound = {"id": 9.0, "exact": EXACT, "near": a["near"]}[a["dedupe"]]
     for i, query in enumerate(query_ids):
         known = list(dict.fromkeys(where[p] for p in positives[i]))
-        score = {j: halved(q[i], c[j]) for j in range(len(c))}
-        like = {(j, k): halved(c[j], c[k]) >= np.float32(bound) for j in range(len(c)) for k in range(len(c))}
+        score = {j: score_of(q[i], c[j]) for j in range(len(c))}
+        like = {(j, k): score_of(c[j], c[k]) >= np.float32(bound) for j in range(len(c)) for k in range(len(c))}
         banned = {*known} | {j for j in range(len(c)) if (query, corpus_ids[j]) in excluded}
         banned |= {j for j in range(len(c)) if labels and labels[0][i] >= 0 and labels[0][i] == labels[1][j]}
         ranked = sorted((j for j in score if j not in banned), key=lambda j: (-score[j], corpus_ids[j]))

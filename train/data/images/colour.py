@@ -13,6 +13,8 @@ Results agree with ``torchvision.transforms.v2.functional`` on float images up t
 from image to image, each of which so stays in a core's cache through its steps, and is the same bits in any batch.
 """
 
+from typing import Any
+
 import numba
 import numpy as np
 from torch import Tensor
@@ -99,5 +101,5 @@ def _luma(x: np.ndarray, p: int) -> float:
 
 
 @numba.njit(cache=True, nogil=True, inline="always")
-def _clamped(value: float) -> float:
+def _clamped(value: Any) -> Any:
     return min(max(value, _0), _1)
