@@ -20,6 +20,8 @@ def test_it_is_valid_and_its_header_has_the_command(path):
     config, notes = load(path, root=root)
     assert not notes
     header = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    schema = "negbank.schema.json" if root == "train" else f"negbank.{root}.schema.json"
+    assert header[0] == f"# yaml-language-server: $schema=../{schema}"
     assert any(f"negbank {root} configs/{path.name}" in line for line in header)
     assert (config.run.dir if root == "train" else config.out) == f"runs/{path.stem}"
 

@@ -28,6 +28,7 @@ from negbank.train.config.schema import described, model
 from negbank.train.config.sections import COMMON, Options
 from negbank.train.data.contract import Data, Pairs, Splits, describes, num_rows, sides, subset
 from negbank.train.data.tensors import read_labels
+from negbank.train.device import choose_device, choose_precision
 from negbank.train.encoders.embedder import Embedder
 from negbank.train.evaluate import Evaluation
 from negbank.train.hooks import Hook
@@ -332,27 +333,3 @@ def require_factory(factory: str, width: int) -> None:
             empty_index(factory, width)
         except ValueError as error:
             raise ValueError(f"index.{error}") from None
-
-
-def choose_device(name: str) -> torch.device:
-    """`auto` is CUDA where there is one.
-
-    Raises:
-        ValueError: for a device that is not here.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"run.device={name}: not available ({str(error).splitlines()[0]}); use auto or cpu") from None
-
-
-def choose_precision(name: str, device: torch.device) -> str:
-    """`auto` is bf16 where the machine multiplies it natively, else float32."""
-    if name != "auto":
-        return name
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    found = torch.cpu.get_capabilities() if device.type == "cpu" else {}
-    return "bf16" if found.get("avx512_bf16") or found.get("amx_bf16") else "float32"

@@ -7,6 +7,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+from negbank import files
+
 REFRESH, EVALUATION, STEP = "refresh", "eval", "step"
 """The `event` of a row in metrics.jsonl."""
 
@@ -77,9 +79,7 @@ def draw_summary(rows: list[dict[str, Any]], summary: dict[str, Any], path: Path
 
 def save(figure: Any, path: Path, *, dpi: int = 120) -> None:
     """Write a figure as PNG, whole or not at all."""
-    draft = path.with_suffix(".tmp.png")
-    figure.savefig(draft, dpi=dpi)
-    draft.rename(path)
+    files.write(path, lambda file: figure.savefig(file, dpi=dpi, format="png"))
 
 
 def _line(axes: Any, rows: list[dict[str, Any]], event: str, key: str, name: str, **style: Any) -> None:

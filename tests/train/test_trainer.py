@@ -12,7 +12,8 @@ from negbank.proposals import HeadTail
 from negbank.samplers.batches import UniformBatches
 from negbank.samplers.negatives import InBatch, Ticket
 from negbank.train import losses
-from negbank.train.build import build, choose_device, choose_precision
+from negbank.train.build import build
+from negbank.train.device import choose_device, choose_precision
 from negbank.train.config import parse
 from negbank.train.descent import NonFiniteError
 from negbank.train.towers import Tower

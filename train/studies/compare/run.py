@@ -15,8 +15,9 @@ import yaml
 
 from negbank import files
 from negbank.bounds import Annotated, Count, Ge, Positive, checked
-from negbank.train.build import build, choose_device, load_data
+from negbank.train.build import build, load_data
 from negbank.train.config import ConfigError
+from negbank.train.device import choose_device
 from negbank.train.loop import handled
 from negbank.train.studies.compare import report
 from negbank.train.studies.compare.figures import draw_accuracy
