@@ -285,3 +285,11 @@ def test_bad_images_are_named() -> None:
         augment(torch.rand(2, 3, 32, 32), seeds(2))
     with pytest.raises(ValueError, match="3 values but images have 1 channel"):
         augment(random_images(channels=1), seeds(8))
+
+
+def test_images_in_any_memory_format() -> None:
+    images = random_images()
+    augment = Augment(size=24, channels=3)
+    assert torch.equal(
+        augment(images.contiguous(memory_format=torch.channels_last), seeds(8)), augment(images, seeds(8))
+    )

@@ -8,8 +8,7 @@ The view of an image depends on the image and its seed alone, bit for bit, whate
 threads there are. Loops over a batch use vector instructions and, for what is left over, scalar ones, which may round
 otherwise: ``lerp``, ``addcmul`` and ``add(alpha=)`` (one rounding or two), ``pow``, ``exp`` and ``cos`` (two
 implementations), ``mean`` (order of the sum). None of these touches a pixel here. What does, is one correctly rounded
-operation after another, ``grid_sample`` and the compiled loops of :mod:`.colour`, which take images one by one;
-parameters are computed in float64.
+operation after another, or a compiled loop that takes images one by one (:mod:`.crop`, :mod:`.colour`).
 """
 
 from __future__ import annotations
@@ -28,8 +27,6 @@ from negbank.train.data.images.crop import BOX_UNIFORMS, random_boxes, resample
 
 UNIFORMS = BOX_UNIFORMS + 14
 """Of a view."""
-BLOCK = 1 << 18
-"""Pixels that go through all steps together, so that they stay in a core's cache."""
 
 PRESETS: dict[str, dict[str, Any]] = {
     # Handwriting: a mirror or a small crop changes the class.
@@ -195,16 +192,7 @@ class Augment:
 
     def apply(self, images: Tensor, draw: Draw) -> Tensor:
         """Return the views of uint8 (B, C, H, W) ``images`` that ``draw`` describes, as ``__call__`` does."""
-        views = torch.empty(*images.shape[:2], self.size, self.size)
-        block = max(1, BLOCK // views[:1].numel()) if len(images) else 1
-        for start in range(0, len(images), block):
-            at = slice(start, start + block)
-            self._apply(images[at], Draw(*(column[at] for column in draw)), views[at])
-        return views
-
-    def _apply(self, images: Tensor, draw: Draw, out: Tensor) -> None:
-        views = images.to(torch.float32).div_(255)
-        views = resample(views, draw.boxes, draw.mirrored, draw.degrees, self.size).contiguous()
+        views = resample(images, draw.boxes, draw.mirrored, draw.degrees, self.size)
         jitter_(views, draw.order, draw.factors)
         rows = draw.grey.nonzero().squeeze(1)
         if len(rows):
@@ -213,7 +201,7 @@ class Augment:
         if len(rows):
             blurred = gaussian_blur(views.index_select(0, rows), draw.sigma[rows], kernel_size(self.size))
             views.index_copy_(0, rows, blurred)
-        self.plain.normalise(views, out=out)
+        return self.plain.normalise_(views)
 
 
 def _range(name: str, given: tuple[float, float] | None, preset: dict[str, Any], top: float = float("inf")) -> Any:
@@ -259,7 +247,7 @@ class Plain:
         views = images.to(torch.float32).div_(255)
         if views.shape[-2:] != (self.size, self.size):
             views = F.interpolate(views, (self.size, self.size), mode="bilinear", antialias=True, align_corners=False)
-        return self.normalise(views, out=views)
+        return self.normalise_(views)
 
     def check(self, images: Tensor) -> None:
         """Raise the ValueError of ``__call__`` for unsuitable ``images``."""
@@ -274,6 +262,6 @@ class Plain:
                 "give one value, or one per channel"
             )
 
-    def normalise(self, views: Tensor, *, out: Tensor) -> Tensor:
-        """(views - mean) / std, into ``out``, for float (B, C, H, W) in 0..1."""
-        return torch.sub(views, self._mean.to(views.device), out=out).div_(self._std.to(views.device))
+    def normalise_(self, views: Tensor) -> Tensor:
+        """(views - mean) / std, in place, for float (B, C, H, W) in 0..1."""
+        return views.sub_(self._mean.to(views.device)).div_(self._std.to(views.device))
