@@ -6,6 +6,8 @@ Batches of 128 rows, of 1024 rows, and of 1024 rows with `run.micro_batch` 256, 
 no norm in the projector, since pieces have no statistics of the batch. Each in a process of its own, in turn, medians.
 
 tensors     the most bytes that PyTorch's allocator has handed out at once in a step, beyond those it had before
+encoder     the same of its passes alone: views, forward and backward, which is all that pieces can make smaller;
+            the rest is scores of (2B)² pairs, and what the negatives make of them
 resident    the most memory that the process held in a step, beyond what it held before: libraries' workspace, too
 
 Before means with data, bank, index, encoder and the optimiser's moments in memory, after a step of 8 rows and one of
@@ -16,12 +18,24 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import functools
+import itertools
 import json
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from negbank.counter import Counter
+from negbank.train.build import build, load_data
+from negbank.train.config import load
+from negbank.train.passes import Passes
+from negbank.train.trainer import Trainer
 
 ROWS, MANY, PIECE = 128, 1024, 256
 WAYS = {
@@ -39,12 +53,7 @@ def resident(name: str) -> int:
 
 
 def measure(path: Path, steps: int, overrides: list[str]) -> dict[str, float]:
-    """Of this process: MiB of tensors and of resident memory, and milliseconds of a step, by the clock and of CPU."""
-    from torch.profiler import ProfilerActivity, profile
-
-    from negbank.train.build import build, load_data
-    from negbank.train.config import load
-
+    """Of this process: MiB as above, and milliseconds of a step by the clock and of CPU."""
     config, _ = load(path, [*NORMS, *overrides])
     small, _ = load(path, [*NORMS, *overrides, "batches.batch_size=8"])
     splits = load_data(config)
@@ -65,16 +74,30 @@ def measure(path: Path, steps: int, overrides: list[str]) -> dict[str, float]:
     before = resident("VmRSS")
     trainer.step()
     held = resident("VmHWM") - before
+    found = {
+        "tensors": allocated(trainer.step),
+        "encoder": allocated(lambda: encode(trainer, config.batches.batch_size)),
+    }
+    milliseconds = {name: 1000 * statistics.median(times) for name, times in (("ms", taken), ("CPU ms", busy))}
+    return {**{name: most / 2**20 for name, most in found.items()}, "resident": held / 2**20, **milliseconds}
+
+
+def allocated(work: Callable[[], object]) -> int:
+    """The most bytes of tensors that some work has at once, beyond those there were before."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        trainer.step()
-    total = most = 0
+        work()
     assert profiler.profiler is not None
-    for event in sorted(profiler.profiler.kineto_results.events(), key=lambda event: event.start_ns()):
-        if event.name() == "[memory]":
-            total += event.nbytes()
-            most = max(most, total)
-    milliseconds = [1000 * statistics.median(times) for times in (taken, busy)]
-    return dict(zip(("tensors", "resident", "ms", "CPU ms"), (most / 2**20, held / 2**20, *milliseconds)))
+    events = sorted(profiler.profiler.kineto_results.events(), key=lambda event: event.start_ns())
+    return max(itertools.accumulate(event.nbytes() for event in events if event.name() == "[memory]"))
+
+
+def encode(trainer: Trainer, rows: int) -> None:
+    """Two views of so many rows through the encoder and back, in the pieces of the trainer."""
+    (tower,), piece = trainer.towers, trainer.micro_batch
+    passes = Passes(Counter.of(0), autocast=trainer.autocast, device=trainer.device, cached=piece is not None)
+    both, seeds, size = torch.arange(rows).repeat(2), Counter.of(0).seeds(2 * rows), piece or 2 * rows
+    inputs = [tower.data.read(*part) for part in zip(both.split(size), seeds.split(size))]
+    passes.backward(passes(tower.encoder, inputs, name="alone").sum())
 
 
 def main() -> None:
@@ -97,7 +120,7 @@ def main() -> None:
         name: {key: statistics.median(each[key] for each in found) for key in found[0]} for name, found in runs.items()
     }
     small, whole, pieces = medians.values()
-    print("| | tensors, MiB | resident, MiB | ms a step | CPU ms |\n|---|---|---|---|---|")
+    print("| | tensors, MiB | encoder | resident | ms a step | CPU ms |\n|---|---|---|---|---|---|")
     for name, found in medians.items():
         print(f"| {name} | {' | '.join(f'{value:.0f}' for value in found.values())} |")
     for against, base in ((f"B = {ROWS}", small), (f"B = {MANY} whole", whole)):

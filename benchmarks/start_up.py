@@ -3,12 +3,14 @@
     python benchmarks/start_up.py [--runs 9]
 
 Every command in a process of its own, all in turn; medians of the runs after a first one that fills caches, and the
-median of each run's ratio to its `import torch`. The last one is a configuration with a mistake.
+medians of each run's ratios to its `import torch`, by the clock and in CPU seconds, which a busy machine changes less.
+The last one is a configuration with two mistakes.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import subprocess
 import sys
@@ -20,14 +22,20 @@ WRONG = "data: {type: mnist5k}\nencoder: {type: convnet}\nbatches: {batch_size: 
 REFERENCE = "import torch"
 
 
-def seconds(command: list[str], code: int) -> float:
-    """Of one process, which has to end with an exit code."""
-    started = time.perf_counter()
+def seconds(command: list[str], code: int) -> tuple[float, float]:
+    """By the clock and of CPU, of one process, which has to end with an exit code."""
+    started, used = time.perf_counter(), children()
     done = subprocess.run(command, capture_output=True, text=True)
-    taken = time.perf_counter() - started
+    taken = time.perf_counter() - started, children() - used
     if done.returncode != code:
         raise SystemExit(f"{command}: exit code {done.returncode}, expected {code}\n{done.stderr}")
     return taken
+
+
+def children() -> float:
+    """CPU seconds of all processes that have ended."""
+    used = os.times()
+    return used.children_user + used.children_system
 
 
 def main() -> None:
@@ -45,16 +53,18 @@ def main() -> None:
             "negbank list": ([*negbank, "list"], 0),
             "negbank train WRONG.yaml": ([*negbank, "train", str(wrong)], 2),
         }
-        taken: dict[str, list[float]] = {name: [] for name in commands}
+        taken: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
         for run in range(options.runs + 1):
             for name, (command, code) in commands.items():
                 found = seconds(command, code)
                 if run:
                     taken[name].append(found)
-    print(f"| command | seconds | to `{REFERENCE}` |\n|---|---|---|")
+    print("| command | seconds | ratio | CPU seconds | ratio |\n|---|---|---|---|---|")
     for name, found in taken.items():
-        ratio = statistics.median(a / b for a, b in zip(found, taken[REFERENCE]))
-        print(f"| {name} | {statistics.median(found):.2f} | {ratio:.2f} |")
+        cells = []
+        for column, reference in zip(zip(*found), zip(*taken[REFERENCE])):
+            cells += [statistics.median(column), statistics.median(a / b for a, b in zip(column, reference))]
+        print(f"| {name} | {' | '.join(f'{value:.2f}' for value in cells)} |")
 
 
 if __name__ == "__main__":

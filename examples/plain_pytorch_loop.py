@@ -35,9 +35,7 @@ def main(steps: int) -> float:
         return x + 0.3 * torch.randn(x.shape, generator=generator)
 
     bank = EmbeddingBank(len(images), 64)
-    refresher = Refresher(
-        bank, every=50, unit="steps"
-    )  # an index over the rows as they were trained, rebuilt every 50 steps
+    refresher = Refresher(bank, every=50)  # an index over the rows as they were trained, rebuilt every 50 steps
     nearest = functools.partial(Nearest, k=32, temperature=TEMPERATURE, floor=0.3)
     negatives = Emc2(len(images), temperature=TEMPERATURE, proposals="both", proposal=nearest)
     loader = torch.utils.data.DataLoader(range(len(images)), batch_sampler=UniformBatches(len(images), 32))

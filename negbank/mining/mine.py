@@ -133,9 +133,9 @@ def mine_hard_negatives(
         most = int(work.positives.counts.max(initial=0))
         rules = rules._replace(range_max=range_min + num_negatives * (10 if choosy else 1) + most)
     depth = min(rules.range_max, len(work.corpus))
-    digest = work.check(digest=out is not None)
     kept = 0 if out is not None else 2 * count * (depth * 9 + num_negatives * 9 + 64)
     sizes = plan(budget, count, len(work.corpus), work.corpus.dim, depth, kept, query_batch, bound is not None)
+    digest = work.check(digest=out is not None)
     rank, size = parts.world()
     width = min(sizes.queries, math.ceil(count / size))
     if work.searched is not None or index not in (None, "exact"):

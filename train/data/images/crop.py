@@ -12,6 +12,7 @@ compiled and go from image to image, each of which is the same bits in any batch
 """
 
 import math
+from typing import Any
 
 import numba
 import numpy as np
@@ -40,7 +41,8 @@ def random_boxes(
         float32 (B, 4): left, top, width, height in whole pixels.
     """
     boxes = np.empty((uniforms.shape[1], 4), np.float32)
-    _boxes(uniforms.contiguous().numpy(), float(height), float(width), *map(float, (*scale, *ratio)), boxes)
+    small, large, narrow, wide = (float(bound) for bound in (*scale, *ratio))
+    _boxes(uniforms.contiguous().numpy(), float(height), float(width), small, large, narrow, wide, boxes)
     return torch.from_numpy(boxes)
 
 
@@ -78,7 +80,7 @@ def resample(images: Tensor, boxes: Tensor, mirrored: Tensor, degrees: Tensor, s
         float32 (B, C, size, size).
     """
     out = torch.empty(*images.shape[:2], size, size)
-    unit = np.float32(1 / 255 if images.dtype == torch.uint8 else 1)
+    unit: Any = np.float32(1 / 255 if images.dtype == torch.uint8 else 1)
     _resample(images.contiguous().numpy(), boxes.numpy(), mirrored.numpy(), degrees.numpy(), unit, out.numpy())
     return out
 
