@@ -15,11 +15,9 @@ from torch import Tensor
 
 from negbank.index import FaissIndex, Index
 from negbank.mining.budget import Plan
-from negbank.mining.forbidden import Csr, offsets
 from negbank.mining.inputs import Work
-from negbank.mining.rules import Window
-from negbank.mining.scores import NO_ROW, Found, by_score_then_id, near_rows, scores_of
-from negbank.mining.search import search
+from negbank.mining.rules import Csr, Window, offsets
+from negbank.mining.search import NO_ROW, Found, by_score_then_id, near_rows, scores_of, search
 
 RUN = 256
 SAMPLE = 256

@@ -12,9 +12,8 @@ from typing import NamedTuple
 import numpy as np
 
 from negbank.mining.candidates import Candidates, Finder
-from negbank.mining.forbidden import Csr, offsets
 from negbank.mining.inputs import Ids, Work
-from negbank.mining.rules import NOBODY, REASONS, Rules, Window, draw, pick, reference_scores, verdicts
+from negbank.mining.rules import NOBODY, REASONS, Csr, Rules, Window, draw, offsets, pick, reference_scores, verdicts
 
 CHUNK = 4096
 """Rows chosen for at once."""

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from negbank.files import MANIFEST
 from negbank.index import Index
-from negbank.mining.forbidden import NO_GROUP, Csr, Forbidden, csr
 from negbank.mining.rows import Rows
+from negbank.mining.rules import NO_GROUP, Csr, Forbidden, csr
 from negbank.snapshot import Snapshot
 
 MISSING = -1

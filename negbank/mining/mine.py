@@ -1,7 +1,7 @@
 """`mine_hard_negatives`: embeddings in, hard negatives out.
 
-For every query: the best `range_max` rows of D_i (what may be a negative at all, forbidden.py) by exact or index
-search, their scores (scores.py), the filters and the choice among what passes (rules.py). Queries are worked on in
+For every query: the best `range_max` rows of D_i (what may be a negative at all, rules.py) by exact or index
+search, their scores (search.py), the filters and the choice among what passes (rules.py). Queries are worked on in
 parts, independent of each other, so that neither their size nor who computes them shows in the result.
 """
 
@@ -24,7 +24,7 @@ from negbank.mining.inputs import IdsLike, Positives, Work, open_inputs
 from negbank.mining.result import MiningResult
 from negbank.mining.rows import Source
 from negbank.mining.rules import Finite, Rank, Reference, Rules, Shortfall, Strategy
-from negbank.mining.scores import EXACT
+from negbank.mining.search import EXACT
 from negbank.snapshot import Snapshot
 
 
@@ -62,7 +62,7 @@ def mine_hard_negatives(
 ) -> MiningResult:
     """Mine hard negatives: rows of the corpus that are similar to a query and are not its positives.
 
-    Scores are cosines: products of unit float32 rows, summed exactly and rounded once (scores.py). The result is the
+    Scores are cosines: products of unit float32 rows, summed exactly and rounded once (search.py). The result is the
     same for any query batch, shard size, number of threads, and number of processes (under `torch.distributed` each
     does its share and returns the whole).
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from negbank import MiningResult, Snapshot, mine_hard_negatives
 from negbank.mining.budget import index_pays
 from negbank.mining.rules import draw
-from negbank.mining.scores import EXACT
+from negbank.mining.search import EXACT
 
 THRESHOLDS = st.none() | st.floats(-0.2, 0.5)
 

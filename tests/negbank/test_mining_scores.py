@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from negbank import Snapshot, mine_hard_negatives
 from negbank.mining.rows import Rows
-from negbank.mining.scores import NO_ROW, near_rows, scored, scores_of, summed
+from negbank.mining.search import NO_ROW, near_rows, scored, scores_of, summed
 
 
 def unit(x: np.ndarray) -> torch.Tensor:
