@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from negbank.bounds import Count, Positive, checked
+from negbank.links import Ids
 from negbank.mining.candidates import Candidates
 from negbank.mining.choice import CHUNK, choose
 from negbank.mining.formats import Lookup, Row, export, records
-from negbank.mining.inputs import Ids
 from negbank.mining.parts import read_result, write_result
 from negbank.mining.rules import (
     REASONS,

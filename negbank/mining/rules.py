@@ -23,9 +23,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from negbank.arrays import NO_GROUP
 from negbank.bounds import Count, Ge, Gt, Lt, Positive
 
-NO_GROUP = -1
 REASONS = (
     "range_min",
     "near_positive",

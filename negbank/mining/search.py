@@ -13,7 +13,7 @@ last by the score of every row. Near-duplicates are rows whose score is high eno
 
 The score of unit rows q and c, of D float32 numbers each, is their inner product in fixed point, rounded to float32:
 
-    s = 2⁻⁵¹ Σ_d rint(2⁵¹ q_d c_d)
+    s = 2⁻⁵¹ Σ_d rint(2⁵¹ q_d c_d)        cut to [−1, 1], which rounded unit rows exceed by a few 10⁻⁷
 
 A product of two float32 numbers is exact in float64, and so is every sum of these integers, in any order, as no part of
 it exceeds 2⁵¹ |q| |c| < 2⁵³; rint takes less than D 2⁻⁵² away. So a score is the same number on every processor and
@@ -34,7 +34,7 @@ from torch import Tensor
 from negbank.index.products import UNIT, UNIT_BFLOAT16, fast_dtype, lengths, rounds_float32
 from negbank.index.shortlist import SPAN, Shortlist, shortlist
 from negbank.index.threads import OwnThreads, threads_for
-from negbank.mining.rows import Rows
+from negbank.mining.inputs import Rows
 from negbank.mining.rules import Forbidden
 
 LONGEST = 1 + 2.0**-6
@@ -113,7 +113,8 @@ def summed(rows: Tensor, queries: Tensor, places: Tensor) -> Tensor:
     step = max(1, 4 * GATHERED // max(1, places.shape[1] * rows.shape[1]))
     for at in range(0, len(places), step):
         own, asked = rows[places[at : at + step].clamp(min=0)].double(), queries[at : at + step, None].double()
-        scores[at : at + step] = (asked * FIXED * own).round().sum(2) / FIXED + 0.0  # −0.0 becomes 0.0
+        total = (asked * FIXED * own).round().sum(2).clamp(-FIXED, FIXED)
+        scores[at : at + step] = total / FIXED + 0.0  # −0.0 becomes 0.0
     return scores.masked_fill_(places == NO_ROW, -torch.inf)
 
 
@@ -135,7 +136,7 @@ def _sum(rows: np.ndarray, queries: np.ndarray, places: np.ndarray, scores: np.n
                 s2 += np.rint(query[d] * r2[d])
                 s3 += np.rint(query[d] * r3[d])
             for column, total in ((c, s0), (c1, s1), (c2, s2), (c3, s3)):
-                scores[q, column] = np.int64(total) / FIXED
+                scores[q, column] = np.int64(min(max(total, -FIXED), FIXED)) / FIXED
 
 
 def near_rows(corpus: Rows, left: np.ndarray, right: np.ndarray, bound: float) -> np.ndarray:
@@ -242,7 +243,9 @@ class Listed:
         kept, lost = lengths(self._left.to(torch.float32)), lengths(queries - self._left)
         coarse = 2 * UNIT_BFLOAT16 if dtype == torch.float32 and rounds_float32(queries.device) else 0.0
         away = UNIT_BFLOAT16 if dtype == torch.bfloat16 else coarse
-        slack = 2 * LONGEST * (lost + (away + 3 * UNIT * (queries.shape[1] + 16)) * kept)
+        slack = (
+            2 * LONGEST * (lost + (away + 4 * UNIT * (queries.shape[1] + 16)) * kept)
+        )  # of the 4 one: scores are cut
         tiled = queries.device.type in Shortlist.devices
         self._list: Shortlist | _Merged = (
             Shortlist(k, slack, dtype, rows, room(k, rows)) if tiled else _Merged(k, slack, rows)
