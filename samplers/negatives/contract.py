@@ -256,6 +256,8 @@ class NegativeSampler(Protocol):
     """Whether it asks the bank's index, so that a snapshot is to be built."""
     fresh_queries: bool = False
     """Whether `draw` wants the fresh embeddings: then views are encoded first, and further rows in a second pass."""
+    draws_ahead: bool = False
+    """Whether draws of a batch can change by a step only where that met one of the batch's rows, or by `update`."""
     momentum: float | None = None
     """Of the encoder that gives the batch's keys, θ_k ← m θ_k + (1 − m) θ after every step; None: there is none."""
     learned: Sequence[Tensor] = ()

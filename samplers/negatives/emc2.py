@@ -125,6 +125,7 @@ class Emc2(NegativeSampler):
             proposal, draws=draws, pool=pool, stratified=False, fresh=query == "fresh", exclude=exclude
         )
         self.fresh_queries = self._index.fresh
+        self.draws_ahead = not self.fresh_queries  # a chain changes when its row is met
         self._kernels = Kernels(
             num_rows,
             views,

@@ -91,6 +91,7 @@ class Importance(NegativeSampler):
             exclude=self._exclude,
         )
         self.fresh_queries, self.reads_snapshot = self._index.fresh, draws > 0
+        self.draws_ahead = not self.fresh_queries
 
     def update(self, snapshot: Snapshot) -> None:
         """Propose from this version of the bank from now on."""

@@ -85,6 +85,7 @@ class NegativeCache(NegativeSampler):
                 f"raise k, or take search='exact'"
             )
         self.fresh_queries, self.reads_snapshot = query == "fresh", search == "index"
+        self.draws_ahead = self.reads_snapshot and not self.fresh_queries  # a cache of its own changes at every step
         self._num_rows, self._temperature, self._positive = num_rows, temperature, positive
         self._count, self._indexed, self._k, self._slack = draws, search == "index", k, slack
         self._stale = math.ceil(refresh * num_rows)
