@@ -134,7 +134,8 @@ def test_what_is_not_finite_stops_before_the_optimiser_and_is_named(what, monkey
     elif what == "gradient":
         module.layer.weight.register_hook(lambda gradient: gradient * torch.nan)
     else:
-        monkeypatch.setattr("negbank.train.trainer.surrogate", lambda *a, **k: losses.surrogate(*a, **k) * torch.inf)
+        surrogate = losses.surrogate
+        monkeypatch.setattr(losses, "surrogate", lambda *a, **k: surrogate(*a, **k) * torch.inf)
     before = [p.detach().clone() for p in module.parameters()]
     vectors = bank.vectors.clone()
     with pytest.raises(NonFiniteError, match=f"step 3: the {what} of rows .*start anew in another run.dir"):
