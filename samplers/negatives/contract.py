@@ -129,16 +129,19 @@ class EncodedBatch(NamedTuple):
             allowed = exclude.to(ids.device).allowed(self.rows, ids.expand(len(self.rows), -1))
         return allowed.repeat(self.views, 1)
 
-    def times(self, ids: Tensor) -> Tensor:
+    def times(self, ids: Tensor, each: Tensor | None = None) -> Tensor:
         """How often each candidate's row is among ids (B, n), those drawn for the batch's rows: (A, C).
 
-        A row with several columns, one a view, has an equal share of its count on each. −1 pads.
+        each: (A, n) or (A, 1), what a draw counts for an anchor; 1 by default. A row with several columns, one a view,
+        has an equal share of its count on each. −1 pads.
         """
         distinct, column, repeats = self.candidate_rows.unique(return_inverse=True, return_counts=True)
+        ids = ids.repeat(self.views, 1)
         count = self.anchors.new_zeros(len(ids), len(distinct))
         at = torch.searchsorted(distinct, ids.clamp(min=0).contiguous()).clamp(max=len(distinct) - 1)
-        count.scatter_add_(1, at, (ids != NO_ROW).to(count))
-        return (count / repeats)[:, column].repeat(self.views, 1)
+        drawn = (ids != NO_ROW).to(count)
+        count.scatter_add_(1, at, drawn if each is None else drawn * each.to(count))
+        return (count / repeats)[:, column]
 
 
 class Negatives(NamedTuple):

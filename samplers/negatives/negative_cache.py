@@ -4,7 +4,9 @@
     w_ir = (1 − p_i⁺) · (times r was drawn) / n,                  p_i⁺ = exp(β s_i⁺) / (exp(β s_i⁺) + Z_i)
 
 with s̃ from the cache and s_i⁺ fresh (sec. 3). Were the cache fresh, the mean of Σ_r w_ir ∇s_ir would be the gradient
-of the cross-entropy over all of D_i. `positive=False` leaves the positive out of the denominator, p_i⁺ = 0.
+of the cross-entropy over all of D_i. `positive=False` leaves the positive out of the denominator, p_i⁺ = 0. Through an
+index Z_i is not known, and a draw whose race took the time t weighs exp(−t e^{βs_i⁺}) in place of 1 − p_i⁺, its mean:
+so it is exact at any number of draws, where an estimate of Z_i in p_i⁺ would not be.
 
 `search="exact"`: the sampler keeps a cache of its own, a row for a row of the data set. A step writes to it all that
 is encoded: the batch, the drawn rows, and the ρN rows that were written longest ago, which `draw` asks for to no
@@ -115,18 +117,15 @@ class NegativeCache(NegativeSampler):
         if self.cache is not None:
             return draw_exact(self.cache.vectors, self.cache.written, rows, queries, self._count, **settings)
         uniform = self._exclude.uniform(rows, self._count, generator=generator)  # nothing is cached yet
-        return Draws(uniform, torch.full((len(rows),), torch.inf, dtype=torch.float64, device=rows.device), 0.0)
+        return Draws(uniform, torch.full((len(rows), 1), torch.inf, dtype=torch.float64, device=rows.device), None, 0.0)
 
     def __call__(self, batch: EncodedBatch, ticket: Ticket) -> tuple[Negatives, Info]:
         """See `NegativeSampler.__call__`."""
         ticket.require(batch)
         draws, scores = ticket.own, batch.scores
         with torch.no_grad():
-            weights = batch.times(draws.ids) / self._count
-            if self._positive:  # 1 − p⁺
-                positive = batch.positive_scores.double() / self._temperature
-                share = torch.sigmoid(draws.log_partition.repeat(batch.views) - positive)
-                weights = weights * share.to(weights)[:, None]
+            share = draws.first(batch.positive_scores.double() / self._temperature) if self._positive else None  # 1 − p⁺
+            weights = batch.times(draws.ids, share) / self._count
             self._write(batch, ticket.step)
         info = {
             "hardness": hardness(weights, scores),
