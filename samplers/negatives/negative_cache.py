@@ -124,7 +124,8 @@ class NegativeCache(NegativeSampler):
         ticket.require(batch)
         draws, scores = ticket.own, batch.scores
         with torch.no_grad():
-            share = draws.first(batch.positive_scores.double() / self._temperature) if self._positive else None  # 1 − p⁺
+            positive = batch.positive_scores.double() / self._temperature
+            share = draws.first(positive) if self._positive else None  # 1 − p⁺
             weights = batch.times(draws.ids, share) / self._count
             self._write(batch, ticket.step)
         info = {

@@ -143,10 +143,9 @@ class Ahead:
         return inputs.to(self._device, non_blocking=True)
 
     def _rewind(self) -> None:
-        """Forget what was read ahead."""
-        if self._queue:
-            self._batches.load_state_dict(self._queue[0][0])
-            self._queue.clear()
+        """Forget what was read ahead, and go on from there."""
+        self._batches.load_state_dict(self.state_dict())
+        self._queue.clear()
         self._reader.turn += 1
         self._stream, self._answers = self._requests(), None
 
