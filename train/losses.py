@@ -23,7 +23,7 @@ def surrogate(batch: EncodedBatch, negatives: Negatives, *, temperature: float) 
         negatives: scores (A, C) with gradient, weights (A, C) without.
         temperature: τ = 1/β, unless the negatives have their own.
     """
-    scores, weights, positive_weight, own = negatives
+    scores, weights, positive_weight, own, _ = negatives
     positive_weight = weights.sum(1) if positive_weight is None else positive_weight
     positive = (batch.anchors * batch.positives).sum(-1)
     return (((weights * scores).sum(1) - positive_weight * positive) / (temperature if own is None else own)).mean()

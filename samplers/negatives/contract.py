@@ -2,6 +2,10 @@
 
 ticket = sampler.draw(rows, step=t)          which further rows to encode, known before the forward pass
 negatives, info = sampler(batch, ticket)     their scores and weights, of the batch that was encoded with them
+negatives.commit()                           once the step is taken: what the sampler keeps of it
+
+Neither of the first two changes a sampler: a step that is refused for a loss or gradient that is not finite, or that is
+only measured, leaves no trace.
 """
 
 from __future__ import annotations
@@ -12,7 +16,8 @@ from typing import Any, Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from negbank.exclusions import NO_ROW, Exclusions
+from negbank.bank import NO_ROW, require_rows
+from negbank.exclusions import Exclusions
 from negbank.snapshot import Snapshot
 
 Info = dict[str, float]
@@ -121,7 +126,12 @@ class EncodedBatch(NamedTuple):
         return (self.anchors * self.positives).sum(-1)
 
     def allowed(self, exclude: Exclusions | None) -> Tensor:
-        """(A, C) bool: which candidates are allowed negatives of which anchor; without `exclude`, all but its row."""
+        """(A, C) bool: which candidates are allowed negatives of which anchor; without `exclude`, all but its row.
+
+        Raises:
+            ValueError: for rows that are not of the data set.
+        """
+        require_rows(self.rows, None if exclude is None else exclude.num_rows)
         ids = self.candidate_rows
         if exclude is None:
             allowed = self.rows[:, None] != ids
@@ -144,18 +154,24 @@ class EncodedBatch(NamedTuple):
         return (count / repeats)[:, column]
 
 
+def keep_nothing() -> None:
+    """What most samplers keep of a step."""
+
+
 class Negatives(NamedTuple):
     """scores (A, C): cosines with gradient; weights (A, C), detached, 0 for what is no negative of the anchor.
 
     The C columns are the batch's candidates, or what else the sampler keeps. positive_weight (A,): detached weight of
     the positive; None stands for Σ_r w_ir. temperature (A,) or (): τ of the anchors where it is not the loss's, with
-    gradient where it is learned.
+    gradient where it is learned. commit: to be called after the backward pass of a step that is taken; it moves what
+    the sampler keeps between steps: chains, averages, a queue, a cache.
     """
 
     scores: Tensor
     weights: Tensor
     positive_weight: Tensor | None = None
     temperature: Tensor | None = None
+    commit: Callable[[], None] = keep_nothing
 
 
 def hardness(weights: Tensor, scores: Tensor) -> float:
@@ -221,15 +237,15 @@ class NegativeSampler(Protocol):
         where anchors are of another encoder those of its bank. Without them it is the bank rows that negatives are of.
 
         Raises:
-            ValueError: without `queries` for a sampler with `fresh_queries`.
+            ValueError: without `queries` for a sampler with `fresh_queries`, or for rows that are not of the data set.
         """
         return Ticket(step, rows, rows[:0])
 
     def __call__(self, batch: EncodedBatch, ticket: Ticket) -> tuple[Negatives, Info]:
-        """Scores and weights of every anchor's negatives.
+        """Scores and weights of every anchor's negatives. What is kept of the step, `Negatives.commit` keeps.
 
         Raises:
-            ValueError: for the ticket of another batch.
+            ValueError: for the ticket of another batch, or rows that are not of the data set.
         """
         ...
 

@@ -19,12 +19,13 @@ other end. The softmax is over all rows written so far.
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from negbank.bank import EmbeddingBank, unit_rows
+from negbank.bank import EmbeddingBank, require_rows, unit_rows
 from negbank.bounds import Annotated, Count, Ge, Positive, Share, checked
 from negbank.counter import Counter, uniforms
 from negbank.exclusions import Exclusions
@@ -101,6 +102,7 @@ class NegativeCache(NegativeSampler):
 
     def draw(self, rows: Tensor, *, step: int, queries: Tensor | None = None) -> Ticket:
         """See `NegativeSampler.draw`: drawn rows, and those whose turn it is to be refreshed."""
+        require_rows(rows, self._num_rows)
         vectors = None if self._snapshot is None else self._snapshot.vectors
         vectors = vectors if self.cache is None else self.cache.vectors
         queries = asked(rows, queries, vectors, fresh=self.fresh_queries)
@@ -127,14 +129,13 @@ class NegativeCache(NegativeSampler):
             positive = batch.positive_scores.double() / self._temperature
             share = draws.first(positive) if self._positive else None  # 1 − p⁺
             weights = batch.times(draws.ids, share) / self._count
-            self._write(batch, ticket.step)
         info = {
             "hardness": hardness(weights, scores),
             "weight": float(weights.sum(1).mean()),
             "tail_rows": draws.tail,
             "extra_encodings": float(len(batch.drawn_rows)),
         }
-        return Negatives(scores, weights), info
+        return Negatives(scores, weights, commit=partial(self._write, batch, ticket.step)), info
 
     def _oldest(self, rows: Tensor, generator: torch.Generator) -> Tensor:
         """The rows (ρN,) that were written longest ago, those never written first, in random order of equals."""
@@ -146,6 +147,7 @@ class NegativeCache(NegativeSampler):
         age[rows] = torch.inf  # they are written anyway
         return age.topk(min(self._stale, self._num_rows - len(rows)), largest=False).indices
 
+    @torch.no_grad()
     def _write(self, batch: EncodedBatch, step: int) -> None:
         """Keep what was encoded: of a row of the batch the mean of its views."""
         if self._indexed:

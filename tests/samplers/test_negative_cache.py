@@ -177,7 +177,9 @@ def visit(made, z, rows, queries=None, step=None):
     ticket = made.draw(rows, step=step, queries=queries)
     drawn = ticket.further
     batch = EncodedBatch.from_views(rows, torch.cat((z[rows], z[rows], z[drawn])), drawn)
-    return batch, *made(batch, ticket)
+    negatives, info = made(batch, ticket)
+    negatives.commit()
+    return batch, negatives, info
 
 
 def sampler(seed=0, **options):
@@ -227,7 +229,7 @@ def test_the_cache_takes_what_is_encoded_and_the_oldest_rows_are_refreshed():
         refreshed = oldest[drawn].sort().values[:20]  # beside the draws, which may be any rows
         assert (refreshed <= order[19]).all()
         batch = EncodedBatch.from_views(rows, torch.cat((z[rows], z[rows + N], z[drawn])), drawn)
-        made(batch, ticket)
+        made(batch, ticket)[0].commit()
         written_at[rows], written_at[drawn] = step, step
         assert torch.equal(made.cache.written_at, written_at)
         torch.testing.assert_close(made.cache.vectors[drawn], z[drawn])
