@@ -53,6 +53,26 @@ def require_finite(vectors: Tensor, ids: Tensor | None = None, *, what: str = "v
     )
 
 
+def require_rows(rows: Tensor, num_rows: int | None, *, what: str = "rows", outside: bool = False) -> None:
+    """Raise unless all of rows (...,) are rows of the data set: to a table −1 would be its last row, silently.
+
+    Args:
+        num_rows: N, or None where it is not known.
+        outside: whether `NO_ROW`, an outside query, is one as well.
+
+    Raises:
+        ValueError: naming the range. On a CUDA device, where to look would hold up the host, the device asserts it.
+    """
+    lowest, highest = NO_ROW if outside else 0, torch.iinfo(torch.int64).max if num_rows is None else num_rows - 1
+    if rows.is_cuda:
+        torch._assert_async(((rows >= lowest) & (rows <= highest)).all(), f"{what}: outside {lowest}..{highest}")
+    elif rows.numel() and not lowest <= (found := [int(end) for end in rows.aminmax()])[0] <= found[1] <= highest:
+        reach = f"{lowest}.." if num_rows is None else f"{lowest}..{highest}"
+        raise ValueError(
+            f"{what}: {found[0]}..{found[1]} reach outside the rows {reach}; give rows of the data set, counted from 0"
+        )
+
+
 class EmbeddingBank:
     """N × D unit vectors, overwritten in place, with the step of each row's last write.
 
@@ -156,8 +176,7 @@ class EmbeddingBank:
 
     def _checked(self, ids: Tensor) -> Tensor:
         ids = ids.to(self.vectors.device)
-        if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= len(self)):
-            raise ValueError(f"ids: {int(ids.min())}..{int(ids.max())} reach outside the rows 0..{len(self) - 1}")
+        require_rows(ids, len(self), what="ids")
         return ids
 
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from negbank.bank import NO_ROW
+from negbank.bank import NO_ROW, require_rows
 from negbank.counter import uniforms
 
 NOWHERE = -1
@@ -116,7 +116,12 @@ class Exclusions:
         return self._moved[device]
 
     def count(self, rows: Tensor) -> Tensor:
-        """|D_i| for anchors of rows (A,); for `NO_ROW` nothing but `forbidden` is out."""
+        """|D_i| for anchors of rows (A,); for `NO_ROW` nothing but `forbidden` is out.
+
+        Raises:
+            ValueError: for a row that is neither of the data set nor `NO_ROW`, here and in `allowed` and `uniform`.
+        """
+        require_rows(rows, self.num_rows, outside=True)
         if self._self_only:
             return self.num_rows - (rows != NO_ROW).long()
         own = rows.clamp(min=0)
@@ -125,6 +130,7 @@ class Exclusions:
 
     def allowed(self, rows: Tensor, ids: Tensor) -> Tensor:
         """Whether ids (A, n) lie in D_i of anchors rows (A,): (A, n) bool. `NO_ROW` never does."""
+        require_rows(rows, self.num_rows, outside=True)
         if self._self_only:
             return (ids != rows[:, None]) & (ids >= 0)
         own = rows.clamp(min=0)[:, None]
