@@ -27,12 +27,33 @@ class BankStatistics(NamedTuple):
 
 
 def unit_rows(vectors: Tensor) -> Tensor:
-    """Rows scaled to length 1, float32. A zero row stays zero.
+    """Rows scaled to length 1, float32, however short or long they are. A zero row stays zero.
 
     Args:
         vectors: (..., D), any floating dtype.
     """
-    return torch.nn.functional.normalize(vectors.detach().to(torch.float32), dim=-1)
+    vectors = vectors.detach()
+    if vectors.device.type != "cpu":  # where to look for such rows would cost a wait
+        return _scaled(vectors)
+    rows = vectors.to(torch.float32)
+    lengths = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+    odd = ((lengths < 2.0**-30) | ~(lengths < 2.0**60)).squeeze(-1)
+    unit = rows / lengths.clamp_min_(1e-12)
+    if bool(odd.any()):
+        unit[odd] = _scaled(vectors[odd])
+    return unit
+
+
+def _scaled(rows: Tensor) -> Tensor:
+    """`unit_rows`, of rows first divided by the power of two above their largest entry: no square leaves the range.
+
+    The division is exact, so that rows of common lengths come out as they do without it.
+    """
+    rows = rows if rows.dtype == torch.float64 else rows.to(torch.float32)
+    largest = torch.linalg.vector_norm(rows, ord=torch.inf, dim=-1, keepdim=True)
+    power = (torch.frexp(largest).mantissa / largest).clamp(max=0.5 / torch.finfo(rows.dtype).tiny)
+    scaled = (rows * torch.where(largest > 0, power, 1.0)).to(torch.float32)
+    return scaled.div_(torch.linalg.vector_norm(scaled, dim=-1, keepdim=True).clamp_min_(1e-12))
 
 
 def require_finite(vectors: Tensor, ids: Tensor | None = None, *, what: str = "vectors") -> None:
