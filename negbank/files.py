@@ -48,9 +48,13 @@ def keep(path: Path, content: Content) -> Path:
     return _write(own, content, lambda written: path.with_name(f"{path.stem}.{checksum(written)}{path.suffix}"))
 
 
-def kept(path: Path) -> Path | None:
-    """Where `keep(path, ...)` put a file that is still what was written, or None; those that are not are removed."""
-    for found in sorted(path.parent.glob(f"{path.stem}.*{path.suffix}")):
+def kept(path: Path, among: Iterable[Path] | None = None) -> Path | None:
+    """Where `keep(path, ...)` put a file that is still what was written, or None; those that are not are removed.
+
+    Args:
+        among: the files of that folder that it may be, where they are known.
+    """
+    for found in sorted(path.parent.glob(f"{path.stem}.*{path.suffix}")) if among is None else among:
         digest = found.name.removeprefix(f"{path.stem}.").removesuffix(path.suffix)
         if len(digest) == 64:
             if checksum(found) == digest:
@@ -122,6 +126,13 @@ def remove(path: Path) -> None:
 def seal(path: Path, about: dict[str, Any], names: Iterable[str]) -> None:
     """Write the manifest of a folder that was filled in place: what it is, and the checksums of these files in it."""
     write(path / MANIFEST, sealed({**about, "sha256": {name: checksum(path / name) for name in names}}))
+
+
+def add(path: Path, name: str, content: Content) -> None:
+    """Write a file that a sealed folder did not have, and its checksum into the manifest."""
+    write(path / name, content)
+    about = told(path)
+    write(path / MANIFEST, sealed({**about, "sha256": {**about["sha256"], name: checksum(path / name)}}))
 
 
 def told(path: Path) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from negbank import files
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -80,5 +82,6 @@ def histograms(scores: Mapping[str, np.ndarray], limits: Mapping[str, float | No
     axes.set_ylabel("density")
     axes.spines[["top", "right"]].set_visible(False)
     if path is not None:
-        figure.savefig(path, dpi=120)
+        kind = Path(path).suffix.removeprefix(".") or "png"
+        files.write(Path(path), lambda file: figure.savefig(file, dpi=120, format=kind))
     return figure
