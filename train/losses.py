@@ -14,6 +14,9 @@ from torch import Tensor
 
 from negbank.samplers.negatives import EncodedBatch, Negatives
 
+BLOCK = 256
+"""Anchors of which InfoNCE is taken at once."""
+
 
 def surrogate(batch: EncodedBatch, negatives: Negatives, *, temperature: float) -> Tensor:
     """The scalar to call `backward` on.
@@ -36,7 +39,9 @@ def info_nce(batch: EncodedBatch, *, temperature: float) -> Tensor:
     Momentum keys have no part in it. Of pairs it is one direction of the two-way loss (Radford et al. 2021).
     """
     others = batch.anchors if batch.views > 1 or batch.keys is None else batch.keys
-    logits = batch.anchors @ others.T / temperature
-    logits.masked_fill_((batch.rows[:, None] == batch.rows).repeat(batch.views, batch.views), -torch.inf)
-    positive = (batch.anchors * others.roll(len(batch.rows), 0)).sum(-1, keepdim=True) / temperature
-    return (torch.cat((logits, positive), 1).logsumexp(1) - positive[:, 0]).mean()
+    positives, rows, values = others.roll(len(batch.rows), 0), batch.rows.repeat(batch.views), []
+    for anchors, own, theirs in zip(batch.anchors.split(BLOCK), rows.split(BLOCK), positives.split(BLOCK)):
+        logits = (anchors @ others.T / temperature).masked_fill_(own[:, None] == rows, -torch.inf)
+        positive = (anchors * theirs).sum(-1, keepdim=True) / temperature
+        values.append(torch.cat((logits, positive), 1).logsumexp(1) - positive[:, 0])
+    return torch.cat(values).mean()

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 import functools
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 from negbank.counter import Counter
 from negbank.refresh import RefreshReport
 from negbank.samplers.batches import BatchSampler
-from negbank.samplers.negatives import EncodedBatch, Expected, Info, Negatives, Ticket
+from negbank.samplers.negatives import EncodedBatch, Expected, Info, Negatives, NegativeSampler, Ticket
 from negbank.snapshot import Snapshot
 from negbank.train.data.ahead import Ahead, Fetched
 from negbank.train.data.contract import collate
@@ -189,8 +190,8 @@ class Trainer:
         for way, ticket in zip(self.directions, encoded.tickets):
             tower = self.towers[way.anchors]
             batch = self.batch(way, rows, encoded, ticket)
-            negatives, found = tower.negatives(batch, ticket)
-            losses.append(surrogate(batch, negatives, temperature=self.temperature))
+            loss, found = self._loss(tower.negatives, batch, ticket, [encoded.embeddings[each] for each in set(way)])
+            losses.append(loss)
             values.append(info_nce(batch, temperature=self.temperature))
             mine, theirs = (encoded.embeddings[each].detach() for each in way)
             seen = theirs[len(rows) : 2 * len(rows)] if way.anchors == way.keys else theirs[: len(rows)]
@@ -198,6 +199,31 @@ class Trainer:
             info[tower.named("mean_cosine")] = mean_cosine(batch.anchors[: len(rows)])
             info |= {tower.named(name): number for name, number in found.items()}
         return losses, values, info
+
+    def _loss(
+        self, negatives: NegativeSampler, batch: EncodedBatch, ticket: Ticket, embeddings: Sequence[Tensor]
+    ) -> tuple[Tensor, Info]:
+        """The surrogate over a batch, and what its negatives report.
+
+        In pieces it is taken of as many anchors at once as a piece has inputs, and stands for its gradient alone.
+        """
+        size = len(batch.rows) if self.micro_batch is None else max(1, self.micro_batch // batch.views)
+        if size >= len(batch.rows):
+            weighed, info = negatives(batch, ticket)
+            return surrogate(batch, weighed, temperature=self.temperature), info
+        inputs, info = [*embeddings, *negatives.learned], defaultdict[str, float](float)
+        slopes, value = [torch.zeros_like(each) for each in inputs], batch.anchors.new_zeros(())
+        for first in range(0, len(batch.rows), size):
+            rows = slice(first, min(first + size, len(batch.rows)))
+            part, share = batch.part(rows), (rows.stop - first) / len(batch.rows)
+            weighed, found = negatives(part, ticket.part(rows))
+            loss = share * surrogate(part, weighed, temperature=self.temperature)
+            for slope, more in zip(slopes, torch.autograd.grad(loss, inputs, allow_unused=True)):
+                slope += 0 if more is None else more
+            value += loss.detach()
+            for name, number in found.items():
+                info[name] += share * number
+        return value + sum(((x - x.detach()) * slope).sum() for x, slope in zip(inputs, slopes)), info
 
     def batch(self, way: Direction, rows: Tensor, encoded: Encoded, ticket: Ticket) -> EncodedBatch:
         """What a direction's negatives see of a step."""

@@ -40,6 +40,10 @@ class Draws(NamedTuple):
     log_partition: Tensor
     tail: float
 
+    def part(self, rows: slice) -> Draws:
+        """Those for some of the rows."""
+        return Draws(self.ids[rows], self.log_partition[rows], self.tail)
+
 
 def draw_exact(
     vectors: Tensor,

@@ -135,8 +135,8 @@ class Importance(NegativeSampler):
         expected = self._index.count * log_q.exp()
         times = times[:, column]
         if self._batch:
-            others = (count - 1) / (self._num_rows - 1) if batch.expected is None else batch.expected(distinct)
-            expected = expected + batch.views * others
-            times = times + (torch.arange(len(ids), device=ids.device) < len(batch.anchors))
+            uniform = (len(batch.batch_rows) - 1) / (self._num_rows - 1)
+            expected = expected + batch.views * (uniform if batch.expected is None else batch.expected(distinct))
+            times = times + (torch.arange(len(ids), device=ids.device) < batch.inside)
         log_ratio = (times / expected[:, column]).log()
         return torch.where(outside[:, column], -torch.inf, log_ratio).float()

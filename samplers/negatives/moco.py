@@ -75,7 +75,8 @@ class Moco(NegativeSampler):
             logits = (scores / self._temperature).masked_fill_(~allowed, -torch.inf)
             log_sum = torch.logaddexp(logits.logsumexp(1), positive)
             weights = logits.sub_(log_sum[:, None]).exp_()
-            self._enqueue(batch)
+            if ticket is None or ticket.last:
+                self._enqueue(batch)
         return Negatives(scores, weights), {"hardness": hardness(weights, scores), "keys": float(allowed[0].sum())}
 
     def _enqueue(self, batch: EncodedBatch) -> None:
@@ -83,7 +84,7 @@ class Moco(NegativeSampler):
         size = len(self.ids)
         if size == 0 or self.keys is None or batch.keys is None:
             return
-        rows, keys = batch.rows.repeat(batch.views)[-size:], batch.keys.detach()[-size:]
+        rows, keys = batch.batch_rows.repeat(batch.views)[-size:], batch.keys.detach()[-size:]
         at = (self.position + torch.arange(len(rows), device=rows.device)) % size
         self.ids[at], self.keys[at] = rows, keys.to(self.keys)
         self.position = (self.position + len(rows)) % size
@@ -108,5 +109,6 @@ class Moco(NegativeSampler):
 
 def _under_other_view(batch: EncodedBatch) -> Tensor:
     """(A, C) bool: whether a key is seen under another view than the anchor; with one view all are."""
-    view = torch.arange(batch.views, device=batch.rows.device).repeat_interleave(len(batch.rows))
-    return (view[:, None] != view) | (batch.views == 1)
+    view = torch.arange(batch.views, device=batch.rows.device)
+    mine, theirs = view.repeat_interleave(len(batch.rows)), view.repeat_interleave(len(batch.batch_rows))
+    return (mine[:, None] != theirs) | (batch.views == 1)

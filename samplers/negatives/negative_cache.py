@@ -127,7 +127,8 @@ class NegativeCache(NegativeSampler):
                 positive = batch.positive_scores.double() / self._temperature
                 share = torch.sigmoid(draws.log_partition.repeat(batch.views) - positive)
                 weights = weights * share.to(weights)[:, None]
-            self._write(batch, ticket.step)
+            if ticket.last:
+                self._write(batch, ticket.step)
         info = {
             "hardness": hardness(weights, scores),
             "weight": float(weights.sum(1).mean()),
@@ -152,10 +153,9 @@ class NegativeCache(NegativeSampler):
             return
         if self.cache is None:
             self.cache = EmbeddingBank(self._num_rows, batch.anchors.shape[1], device=self._device)
-        views = batch.candidates[: len(batch.anchors)].view(batch.views, len(batch.rows), -1)
-        self.cache.write(
-            torch.cat((batch.rows, batch.drawn_rows)), torch.cat((unit_rows(views.sum(0)), batch.drawn)), step=step
-        )
+        views = batch.candidates[: batch.inside].view(batch.views, len(batch.batch_rows), -1)
+        rows = torch.cat((batch.batch_rows, batch.drawn_rows))
+        self.cache.write(rows, torch.cat((unit_rows(views.sum(0)), batch.drawn)), step=step)
 
     def state_dict(self) -> dict[str, Any]:
         """The cache, if there is one yet."""
