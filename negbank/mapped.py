@@ -104,17 +104,19 @@ class MappedRows:
 
     def _check(self, folder: Path) -> None:
         """Make every row that is not what was written one that was never written."""
-        step = max(1, BLOCK // len(self._factors))
-        parts = torch.arange(len(self.vectors)).split(step)
-        ids = torch.cat([some[(self._sums[some] == 0) | (self._sums[some] != self._sums_of(some))] for some in parts])
-        lost = ids[self._sums[ids] != 0]
-        self.written_at[ids] = NEVER
-        self._sums[ids] = 0
-        for some in ids.split(step):
-            self.vectors[some[(self.vectors[some] != 0).any(1)]] = 0
-        if len(lost):
+        gone: list[int] = []
+        for every in torch.arange(len(self.vectors)).split(max(1, BLOCK // len(self._factors))):
+            sums = self._sums[every]
+            ids = every[(sums == 0) | (sums != self._sums_of(every))]
+            filled = (self.vectors[ids] != 0).any(1)
+            steps = self.written_at[ids]
+            gone += ids[filled | (self._sums[ids] != 0) | ((steps != 0) & (steps != NEVER))].tolist()
+            self.vectors[ids[filled]] = 0
+            self.written_at[ids] = NEVER
+            self._sums[ids] = 0
+        if gone:
             warnings.warn(
-                f"{folder}: {len(lost)} of {len(self.vectors)} rows, such as {lost[:4].tolist()}, are not what was "
+                f"{folder}: {len(gone)} of {len(self.vectors)} rows, such as {gone[:4]}, are not what was "
                 f"written, as after a kill in the middle of a write; they count as never written: refresh them again",
                 stacklevel=2,
             )
