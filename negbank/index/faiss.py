@@ -190,7 +190,7 @@ class FaissIndex:
             if ivf.nlist > len(x):
                 most = len(x) // 39 or 1
                 raise ValueError(f"factory={factory!r}: {ivf.nlist} lists for {len(x)} rows; use at most {most}")
-            ivf.cp.seed, ivf.cp.spherical, ivf.cp.min_points_per_centroid = seed + 1, True, 1
+            ivf.cp.seed, ivf.cp.spherical, ivf.cp.min_points_per_centroid = _seed(seed), True, 1
             if stale is not None and isinstance(faiss.downcast_index(index), faiss.IndexIVF):
                 ivf.quantizer.add(_warm_centroids(x, stale.centroids.cpu().numpy(), ivf.nlist, seed))
         index.train(x)
@@ -289,12 +289,17 @@ def _warm_centroids(x: np.ndarray, stale: np.ndarray, lists: int, seed: int) -> 
 def _centroids(x: np.ndarray, lists: int, seed: int, quantizer: Any, start: np.ndarray | None = None) -> np.ndarray:
     """Faiss's k-means over unit rows x (N, D), which trains its lists, too: (lists, D) unit centroids."""
     clustering = faiss.Clustering(x.shape[1], lists)
-    clustering.spherical, clustering.seed, clustering.min_points_per_centroid = True, seed + 1, 1
+    clustering.spherical, clustering.seed, clustering.min_points_per_centroid = True, _seed(seed), 1
     if start is not None:
         clustering.niter = WARM_ITERATIONS
         faiss.copy_array_to_vector(start.ravel(), clustering.centroids)
     clustering.train(x, quantizer)
     return faiss.vector_to_array(clustering.centroids).reshape(lists, x.shape[1])
+
+
+def _seed(seed: int) -> int:
+    """Faiss's seeds are positive and of 31 bits."""
+    return 1 + seed % (2**31 - 1)
 
 
 def _everywhere(assignment: Tensor, rows: Tensor | None, count: int) -> Tensor:

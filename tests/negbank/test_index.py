@@ -144,3 +144,14 @@ def test_bad_input_is_named(clustered, call, message):
 @pytest.mark.parametrize("index", [ExactIndex, FaissIndex])
 def test_no_queries_give_no_neighbours(clustered, index):
     assert index(clustered(50)).search(torch.empty(0, 16), 3).ids.shape == (0, 3)
+
+
+@pytest.mark.parametrize("seed", [0, 2**31 - 2, 2**31 - 1, 2**40, 2**62 - 1])
+def test_a_seed_of_a_run_is_one_of_an_index(clustered, seed):
+    """Faiss's own seeds have 31 bits; different ones give different cells."""
+    x = clustered(600)
+    cells = FaissIndex(x, factory="IVF8,Flat", seed=seed).cells
+    assert torch.equal(FaissIndex(x, factory="IVF8,Flat", seed=seed).cells.centroids, cells.centroids)
+    assert not torch.equal(
+        FaissIndex(x, factory="IVF8,Flat", seed=seed - 1 if seed else 1).cells.centroids, cells.centroids
+    )

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from omegaconf import OmegaConf
+import yaml
 
 from negbank.train import registry
 from negbank.train.commands.list import lines
@@ -60,17 +60,31 @@ def test_everything_wrong_is_reported_at_once_each_with_its_key_and_remedy():
         assert any(line.startswith(f"{key}: ") and remedy in line for line in found), (key, found)
 
 
-@pytest.mark.parametrize("text", ["${oc.env:HOME}", "a ${oc.decode:x}", "${run.${oc.env:HOME}}", "${x:${run.seed}}"])
+@pytest.mark.parametrize(
+    "text",
+    ["${oc.env:HOME}", "a ${oc.decode:x}", "${run.${oc.env:HOME}}", "${x:${run.seed}}", "${${run.device}:HOME}",
+     "${${run.precision}}", "\\${oc.env:HOME}", "${", "${}", "${run.seed", "${ run.seed }", "${run.seed }", "${.seed}"],
+)  # fmt: skip
 def test_resolvers_are_refused_wherever_they_stand(text, monkeypatch):
     monkeypatch.setenv("HOME", "leaked")
-    for data, overrides in (({"run": {"steps": 1, "dir": text}}, ()), (MINIMAL, (f"run.dir={text}",))):
+    for data, overrides in (
+        ({"run": {"steps": 1, "dir": text, "device": "oc.env"}}, ()),
+        (MINIMAL, (f"run.dir={text}",)),
+    ):
         assert all("leaked" not in line for line in problems(data, *overrides))
         assert any("asks a resolver" in line for line in problems(data, *overrides))
 
 
 def test_interpolation_within_the_file_is_fine():
-    config, _ = parse(OmegaConf.create({"run": {"steps": 10, "checkpoint_every": "${run.steps}"}}))
-    assert config.run.checkpoint_every == 10
+    data = {"run": {"steps": 10, "seed": 0, "checkpoint_every": "${run.steps}", "dir": "runs/${data.type}-${run.seed}"},
+            "data": {"type": "digits"}}  # fmt: skip
+    config, _ = parse(data)
+    assert (config.run.checkpoint_every, config.run.dir) == (10, "runs/digits-0")
+    config, _ = parse(data, ["run.steps=20", "run.log_every=${run.steps}"])  # an override is seen by what refers to it
+    assert (config.run.checkpoint_every, config.run.log_every) == (20, 20)
+    config, _ = parse({**MINIMAL, "batches": {"proposal": "${negatives.proposal}", "type": "drawn"},
+                       "negatives": {"proposal": {"type": "nearest", "k": 5}}})  # fmt: skip
+    assert config.batches.proposal.k == 5
 
 
 def test_one_override_of_a_type_is_enough():
@@ -129,7 +143,7 @@ def test_impossible_combinations(data, message):
 def test_a_resolved_configuration_reads_back_the_same(tmp_path):
     config, _ = parse({**MINIMAL, "encoder": {"type": "resnet18", "projector": {"dim": 64}}})
     assert config.encoder.projector.hidden == 2048
-    OmegaConf.save(to_dict(config), tmp_path / "c.yaml")
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(to_dict(config)))
     again, _ = load(tmp_path / "c.yaml")
     assert again == config
 
