@@ -178,7 +178,7 @@ def build(
     names = ("left", "right") if len(data) == 2 else ("",)
     towers = [Tower(*each) for each in zip(encoders, data, banks, negatives, refreshers, names)]
     steps = config.run.steps or config.run.epochs * len(batches)
-    warmup, notes = _warmup(config.optim.warmup, steps)
+    warmup, cut = _warmup(config.optim.warmup, steps)
     trainer = Trainer(
         towers,
         batches=batches,
@@ -193,6 +193,7 @@ def build(
         compile=config.run.compile,
     )
     evaluation = make("eval", config.eval, inference=inference, splits=splits, temperature=config.loss.temperature)
+    notes = [*splits.notes, *cut, *getattr(evaluation, "notes", ())]
     return Assembly(config, splits, trainer, inference, evaluation, hooks, steps, notes, device, precision)
 
 
