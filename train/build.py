@@ -26,8 +26,8 @@ from negbank.snapshot import Snapshot
 from negbank.train import optim, registry
 from negbank.train.config.schema import described, model
 from negbank.train.config.sections import COMMON, Options
+from negbank.train.data.arrays import read_labels
 from negbank.train.data.contract import Data, Pairs, Splits, describes, num_rows, sides, subset
-from negbank.train.data.tensors import read_labels
 from negbank.train.device import choose_device, choose_precision
 from negbank.train.encoders.embedder import Embedder
 from negbank.train.evaluate import Evaluation

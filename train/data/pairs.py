@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from negbank.bounds import Annotated, Section
+from negbank.train.data.arrays import read_labels
 from negbank.train.data.contract import Data, Pairs, Splits, Subset
-from negbank.train.data.tensors import read_labels
 
 
 def pairs(
