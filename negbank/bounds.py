@@ -18,8 +18,8 @@ from typing import Annotated, Any, Literal, ParamSpec, TypeVar, get_args, get_or
 from annotated_types import Ge, Gt, Le, Lt
 
 __all__ = [
-    "Annotated", "Count", "Ge", "Gt", "Labels", "Le", "Literal", "Lt", "Positive", "Section", "Share", "Supplied",
-    "checked",
+    "Annotated", "Count", "Ge", "Gt", "Input", "Labels", "Le", "Literal", "Lt", "Positive", "Section", "Share",
+    "Supplied", "checked",
 ]  # fmt: skip
 
 P = ParamSpec("P")
@@ -52,6 +52,10 @@ class Supplied:
 
 class Labels:
     """Marks an argument of integer labels (N,) that YAML names as the path of an .npy file, or leaves out."""
+
+
+class Input:
+    """Marks an argument that is the path of a file or folder to read, which has to be there before a run begins."""
 
 
 def checked(function: Callable[P, T]) -> Callable[P, T]:

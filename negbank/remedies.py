@@ -42,6 +42,17 @@ def remedy(error: OSError) -> str:
     return REMEDIES.get(error.errno or 0) or str(error.strerror or error)
 
 
+def unreadable(path: str) -> str | None:
+    """Why a file or folder cannot be read, with what helps; None where it can."""
+    try:
+        mode = Path(path).stat().st_mode
+        if not stat.S_ISDIR(mode):
+            _require_regular(mode, Path(path))
+    except OSError as error:
+        return remedy(error)
+    return None if os.access(path, os.R_OK | (os.X_OK if stat.S_ISDIR(mode) else 0)) else REMEDIES[errno.EACCES]
+
+
 def opened(path: Path) -> BinaryIO:
     """A regular file, opened to be read. A pipe would wait for ever, and a device never end.
 

@@ -195,13 +195,9 @@ class Snapshot:
             return cls._read(folder, manifest, device)
         except (files.DamagedError, OSError, MemoryError, torch.OutOfMemoryError):
             raise
-        except (
-            Exception
-        ) as error:  # whole, as its checksums say, and yet numpy, torch or Faiss of this version refuse it
-            told = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-            raise DamagedSnapshotError(
-                f"{folder}: whole, but not readable by this version ({told}); {REMEDY}"
-            ) from error
+        except Exception as error:  # whole, as its checksums say, and yet refused by this numpy, torch or Faiss
+            reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+            raise DamagedSnapshotError(f"{folder}: whole, but not readable ({reason}); {REMEDY}") from error
 
     @classmethod
     def _read(cls, folder: Path, manifest: dict[str, Any], device: torch.device | str) -> Snapshot:

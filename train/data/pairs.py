@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from negbank.bounds import Annotated, Section
+from negbank.bounds import Annotated, Input, Section
 from negbank.train.data.arrays import read_labels
 from negbank.train.data.contract import Data, Pairs, Splits, Subset
 
@@ -16,7 +16,7 @@ def pairs(
     left: Annotated[Callable[[], Splits], Section("data", "tensors")],
     right: Annotated[Callable[[], Splits], Section("data", "tensors")],
     *,
-    groups: str | None = None,
+    groups: Annotated[str | None, Input()] = None,
 ) -> Splits:
     """Two sides of any type, of which row i of one is the positive of row i of the other.
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from negbank.bounds import Annotated, Ge, Le, Share, checked
+from negbank.bounds import Annotated, Ge, Input, Le, Share, checked
 from negbank.counter import seeded_uniforms
 from negbank.train.data.arrays import read, read_labels
 from negbank.train.data.contract import Splits, Subset, checked_labels
@@ -120,10 +120,10 @@ class TensorData:
 
 @checked
 def tensors(
-    path: str,
+    path: Annotated[str, Input()],
     *,
     key: str | None = None,
-    labels: str | None = None,
+    labels: Annotated[str | None, Input()] = None,
     holdout: Annotated[float, Ge(0), Le(0.9)] = 0.2,
     noise: Annotated[float, Ge(0)] = 0.0,
     mask: Share = 0.2,

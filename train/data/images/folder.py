@@ -20,7 +20,7 @@ from typing import BinaryIO
 import torch
 from PIL import Image
 
-from negbank.bounds import Annotated, Ge, Gt, Le, Positive, Section, checked
+from negbank.bounds import Annotated, Ge, Gt, Input, Le, Positive, Section, checked
 from negbank.train.data.contract import Splits
 from negbank.train.data.holdout import stratified
 from negbank.train.data.images.augment import Augment
@@ -42,7 +42,7 @@ Samples = list[tuple[str, str]]  # (path, class; "" without classes)
 
 @checked
 def image_folder(
-    root: str,
+    root: Annotated[str, Input()],
     *,
     size: Annotated[int, Ge(8)] | None = 64,
     memory_gb: Positive = 4.0,

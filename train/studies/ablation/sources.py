@@ -15,6 +15,7 @@ from torch import Tensor
 from negbank import Snapshot
 from negbank.bounds import Annotated, Gt, Le, checked
 from negbank.files import MANIFEST
+from negbank.index.faiss import require_trainable
 from negbank.train.data.arrays import read
 
 MIN_ROWS = 8
@@ -65,6 +66,7 @@ def npy(
         raise ValueError(f"{path}: {error}; give an .npy file of embeddings (N, D)") from None
     if not isinstance(array, np.ndarray) or array.ndim != 2 or not np.issubdtype(array.dtype, np.floating):
         raise ValueError(f"{path}: {array.dtype} of shape {tuple(array.shape)}, expected an .npy of floating (N, D)")
+    require_trainable(factory, *array.shape)
     truth = unit(torch.from_numpy(np.array(array, dtype=np.float64)), str(path))
     for cosine in cosines:  # before any work
         noise_size(truth, _noise(truth, seed), cosine)
