@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from negbank import files
+from negbank.arrays import as_rows, as_tensor
 from negbank.bank import require_finite, unit_rows
 from negbank.exclusions import Exclusions
 from negbank.index import Cells, ExactIndex, FaissIndex, Index
@@ -229,8 +230,7 @@ class Snapshot:
 
 
 def _unit_copy(vectors: Tensor | np.ndarray, name: str) -> Tensor:
-    tensor = torch.as_tensor(vectors)
-    if tensor.ndim != 2 or not tensor.dtype.is_floating_point:
-        raise ValueError(f"{name}: {tensor.dtype} of shape {tuple(tensor.shape)}, expected floating point (N, D)")
+    shards = [as_tensor(part) for part in as_rows(vectors, name)]
+    tensor = shards[0] if len(shards) == 1 else torch.cat(shards)
     require_finite(tensor, what=name)
     return unit_rows(tensor).contiguous().clone()

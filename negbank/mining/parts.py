@@ -17,7 +17,7 @@ import torch
 
 from negbank import files
 from negbank.files import DamagedError
-from negbank.mining.forbidden import offsets
+from negbank.mining.rules import offsets
 
 FORMAT = 1
 Part = dict[str, np.ndarray]

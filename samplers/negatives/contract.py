@@ -2,6 +2,10 @@
 
 ticket = sampler.draw(rows, step=t)          which further rows to encode, known before the forward pass
 negatives, info = sampler(batch, ticket)     their scores and weights, of the batch that was encoded with them
+negatives.commit()                           once the step is taken: what the sampler keeps of it
+
+Neither of the first two changes a sampler: a step that is refused for a loss or gradient that is not finite, or that is
+only measured, leaves no trace.
 """
 
 from __future__ import annotations
@@ -12,7 +16,8 @@ from typing import Any, Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from negbank.exclusions import NO_ROW, Exclusions
+from negbank.bank import NO_ROW, require_rows
+from negbank.exclusions import Exclusions
 from negbank.snapshot import Snapshot
 
 Info = dict[str, float]
@@ -29,7 +34,8 @@ class EncodedBatch(NamedTuple):
     for, none of them in `rows`; drawn (E, D). keys (V·B, D): what anchors are contrasted with in place of the anchors
     themselves, in their order: the same views by a momentum encoder, or the same rows by a second encoder; None
     without one. expected: ids (n,) → (B, n), how often a row is to be expected in a batch that holds row i; None where
-    the batch's other rows are uniform draws.
+    the batch's other rows are uniform draws. others (B',): where anchors are a part of a batch, the rows of the whole
+    batch, of which `keys` (V·B', D) then are; None: rows.
     """
 
     rows: Tensor
@@ -39,6 +45,7 @@ class EncodedBatch(NamedTuple):
     drawn: Tensor
     keys: Tensor | None = None
     expected: Expected | None = None
+    others: Tensor | None = None
 
     @classmethod
     def from_views(
@@ -95,6 +102,28 @@ class EncodedBatch(NamedTuple):
             )
         return cls(rows, anchors, keys, drawn_rows, drawn, keys, expected)
 
+    def part(self, rows: slice) -> EncodedBatch:
+        """Some of the rows' anchors, against the same candidates: weights of an anchor need not know the others'."""
+        known = self.expected
+        return self._replace(
+            rows=self.rows[rows],
+            anchors=of_rows(self.anchors, rows, self.views),
+            positives=of_rows(self.positives, rows, self.views),
+            keys=self.anchors if self.keys is None else self.keys,
+            expected=None if known is None else lambda ids: known(ids)[rows],
+            others=self.batch_rows,
+        )
+
+    @property
+    def batch_rows(self) -> Tensor:
+        """(B',): the rows of the whole batch."""
+        return self.rows if self.others is None else self.others
+
+    @property
+    def inside(self) -> int:
+        """V·B': how many of the candidates, the first ones, are of the batch's rows."""
+        return self.views * len(self.batch_rows)
+
     @property
     def views(self) -> int:
         """V, views a row."""
@@ -102,13 +131,13 @@ class EncodedBatch(NamedTuple):
 
     @property
     def candidates(self) -> Tensor:
-        """(C, D), C = V·B + E: what anchors can be contrasted with, in the column order of `Negatives.scores`."""
+        """(C, D), C = V·B' + E: what anchors can be contrasted with, in the column order of `Negatives.scores`."""
         return torch.cat((self.anchors if self.keys is None else self.keys, self.drawn))
 
     @property
     def candidate_rows(self) -> Tensor:
         """(C,): the row of every candidate."""
-        return torch.cat((self.rows.repeat(self.views), self.drawn_rows))
+        return torch.cat((self.batch_rows.repeat(self.views), self.drawn_rows))
 
     @property
     def scores(self) -> Tensor:
@@ -121,7 +150,12 @@ class EncodedBatch(NamedTuple):
         return (self.anchors * self.positives).sum(-1)
 
     def allowed(self, exclude: Exclusions | None) -> Tensor:
-        """(A, C) bool: which candidates are allowed negatives of which anchor; without `exclude`, all but its row."""
+        """(A, C) bool: which candidates are allowed negatives of which anchor; without `exclude`, all but its row.
+
+        Raises:
+            ValueError: for rows that are not of the data set.
+        """
+        require_rows(self.rows, None if exclude is None else exclude.num_rows)
         ids = self.candidate_rows
         if exclude is None:
             allowed = self.rows[:, None] != ids
@@ -129,16 +163,23 @@ class EncodedBatch(NamedTuple):
             allowed = exclude.to(ids.device).allowed(self.rows, ids.expand(len(self.rows), -1))
         return allowed.repeat(self.views, 1)
 
-    def times(self, ids: Tensor) -> Tensor:
+    def times(self, ids: Tensor, each: Tensor | None = None) -> Tensor:
         """How often each candidate's row is among ids (B, n), those drawn for the batch's rows: (A, C).
 
-        A row with several columns, one a view, has an equal share of its count on each. −1 pads.
+        each: (A, n) or (A, 1), what a draw counts for an anchor; 1 by default. A row with several columns, one a view,
+        has an equal share of its count on each. −1 pads.
         """
         distinct, column, repeats = self.candidate_rows.unique(return_inverse=True, return_counts=True)
+        ids = ids.repeat(self.views, 1)
         count = self.anchors.new_zeros(len(ids), len(distinct))
         at = torch.searchsorted(distinct, ids.clamp(min=0).contiguous()).clamp(max=len(distinct) - 1)
-        count.scatter_add_(1, at, (ids != NO_ROW).to(count))
-        return (count / repeats)[:, column].repeat(self.views, 1)
+        drawn = (ids != NO_ROW).to(count)
+        count.scatter_add_(1, at, drawn if each is None else drawn * each.to(count))
+        return (count / repeats)[:, column]
+
+
+def keep_nothing() -> None:
+    """What most samplers keep of a step."""
 
 
 class Negatives(NamedTuple):
@@ -146,13 +187,15 @@ class Negatives(NamedTuple):
 
     The C columns are the batch's candidates, or what else the sampler keeps. positive_weight (A,): detached weight of
     the positive; None stands for Σ_r w_ir. temperature (A,) or (): τ of the anchors where it is not the loss's, with
-    gradient where it is learned.
+    gradient where it is learned. commit: to be called after the backward pass of a step that is taken; it moves what
+    the sampler keeps between steps: chains, averages, a queue, a cache.
     """
 
     scores: Tensor
     weights: Tensor
     positive_weight: Tensor | None = None
     temperature: Tensor | None = None
+    commit: Callable[[], None] = keep_nothing
 
 
 def hardness(weights: Tensor, scores: Tensor) -> float:
@@ -161,23 +204,51 @@ def hardness(weights: Tensor, scores: Tensor) -> float:
     return float((total / weights.sum(1).clamp(min=1e-12)).mean())
 
 
+def of_rows(each: Tensor, rows: slice, views: int) -> Tensor:
+    """What (V·B, ...) holds of some of the B rows, under their V views."""
+    return each.unflatten(0, (views, -1))[:, rows].flatten(0, 1)
+
+
 class Ticket(NamedTuple):
     """What `draw` hands to `__call__`.
 
     step: of the optimiser. rows (B,): of the batch that was drawn for. further (E,): distinct rows, none of them in
-    `rows`, to be encoded with the batch. own: what the sampler drew, for itself.
+    `rows`, to be encoded with the batch. own: what the sampler drew, for itself. first, whole: where `rows` begin in
+    the whole batch, and how many rows that has; 0: it is they.
     """
 
     step: int
     rows: Tensor
     further: Tensor
     own: Any = None
+    first: int = 0
+    whole: int = 0
 
     @classmethod
     def of(cls, step: int, rows: Tensor, ids: Tensor, own: Any = None) -> Ticket:
         """A ticket for the distinct rows of ids (...), padded by −1, that are not in the batch's rows (B,)."""
         distinct = ids.unique()
         return cls(step, rows, distinct[(distinct != NO_ROW) & ~torch.isin(distinct, rows)], own)
+
+    def part(self, rows: slice) -> Ticket:
+        """That of some of the rows, for `EncodedBatch.part`; `own` (B, ...) is sliced, or has such a method itself."""
+        own = self.own if self.own is None else self.own[rows] if isinstance(self.own, Tensor) else self.own.part(rows)
+        return Ticket(self.step, self.rows[rows], self.further, own, rows.start, len(self.rows))
+
+    @property
+    def batch_size(self) -> int:
+        """B', rows of the whole batch."""
+        return self.whole or len(self.rows)
+
+    @property
+    def last(self) -> bool:
+        """Whether the whole batch is through with this part, so that what it leaves for later steps can be kept."""
+        return self.first + len(self.rows) == self.batch_size
+
+    def slots(self, views: int) -> Tensor:
+        """(V·B,): each anchor's place among those of the whole batch, for random numbers of its own."""
+        at = torch.arange(len(self.rows), device=self.rows.device) + self.first
+        return (torch.arange(views, device=at.device)[:, None] * self.batch_size + at).flatten()
 
     def require(self, batch: EncodedBatch) -> None:
         """Raise ValueError unless the batch is of the rows drawn for, with the further rows."""
@@ -193,7 +264,9 @@ class NegativeSampler(Protocol):
     """One step: `draw`, encode the views and the ticket's further rows, call. `update` when a new snapshot comes in.
 
     What inherits from it need write `__call__` alone: by default a sampler draws nothing, reads no snapshot and keeps
-    nothing between steps. What it draws is a function of its counter and the step.
+    nothing between steps. What it draws is a function of its counter and the step. A batch may be called for in parts,
+    one after another, each with its part of the ticket: what a step leaves for later ones changes with the rows of a
+    part, or with the `last` one.
     """
 
     requires: Literal["uniform", "known", "any"] = "any"
@@ -202,6 +275,8 @@ class NegativeSampler(Protocol):
     """Whether it asks the bank's index, so that a snapshot is to be built."""
     fresh_queries: bool = False
     """Whether `draw` wants the fresh embeddings: then views are encoded first, and further rows in a second pass."""
+    draws_ahead: bool = False
+    """Whether draws of a batch can change by a step only where that met one of the batch's rows, or by `update`."""
     momentum: float | None = None
     """Of the encoder that gives the batch's keys, θ_k ← m θ_k + (1 − m) θ after every step; None: there is none."""
     learned: Sequence[Tensor] = ()
@@ -218,15 +293,15 @@ class NegativeSampler(Protocol):
         where anchors are of another encoder those of its bank. Without them it is the bank rows that negatives are of.
 
         Raises:
-            ValueError: without `queries` for a sampler with `fresh_queries`.
+            ValueError: without `queries` for a sampler with `fresh_queries`, or for rows that are not of the data set.
         """
         return Ticket(step, rows, rows[:0])
 
     def __call__(self, batch: EncodedBatch, ticket: Ticket) -> tuple[Negatives, Info]:
-        """Scores and weights of every anchor's negatives.
+        """Scores and weights of every anchor's negatives. What is kept of the step, `Negatives.commit` keeps.
 
         Raises:
-            ValueError: for the ticket of another batch.
+            ValueError: for the ticket of another batch, or rows that are not of the data set.
         """
         ...
 
