@@ -200,7 +200,7 @@ def test_in_batch_proposals_need_uniform_batches():
     with pytest.raises(ValueError, match=r"takes the batch's rows for uniform draws.*batches\.type=uniform"):
         make(negatives, batches)
     negatives.requires, batches.known = "known", False
-    with pytest.raises(ValueError, match="which is not known of UniformBatches batches"):
+    with pytest.raises(ValueError, match="which is not known of uniform batches"):
         make(negatives, batches)
     negatives.requires = "any"
     make(negatives, batches)
