@@ -170,13 +170,13 @@ def _ids_of(values: list[Any], name: str) -> np.ndarray:
         if cut:
             raise ValueError(f"{name}: {cut[0]!r} ends in a NUL, which an array of strings drops; rename it")
         return np.array(values, dtype=str)
-    if any(isinstance(v, str) for v in values) and any(isinstance(v, int | np.integer) for v in values):
+    names = any(isinstance(v, str) for v in values)
+    if names and all(isinstance(v, str | int | np.integer) for v in values):
         raise ValueError(f"{name}: integers and strings mixed; give ids of one type")
     for place, v in enumerate(values):
-        if isinstance(v, bool | np.bool_ | str) or not hasattr(v, "__index__"):
-            raise ValueError(
-                f"{name}: {v!r} at place {place}: ids of type {type(v).__name__}; expected integers or strings"
-            )
+        if isinstance(v, bool | np.bool_) or not (hasattr(v, "__index__") or (names and isinstance(v, str))):
+            kind = f"ids of type {type(v).__name__}"
+            raise ValueError(f"{name}: {v!r} at place {place}: {kind}; expected integers or strings, one a row")
     try:
         return np.array([operator.index(v) for v in values], dtype=np.int64)
     except OverflowError:

@@ -19,8 +19,8 @@ from typing import Annotated, Any, Literal, ParamSpec, TypeVar, Union, get_args,
 from annotated_types import Ge, Gt, Le, Lt
 
 __all__ = [
-    "Annotated", "Count", "Ge", "Gt", "Labels", "Le", "Literal", "Lt", "Positive", "Section", "Share", "Supplied",
-    "checked",
+    "Annotated", "Count", "Ge", "Gt", "Input", "Labels", "Le", "Literal", "Lt", "Positive", "Section", "Share",
+    "Supplied", "checked",
 ]  # fmt: skip
 
 P = ParamSpec("P")
@@ -53,6 +53,10 @@ class Supplied:
 
 class Labels:
     """Marks an argument of integer labels (N,) that YAML names as the path of an .npy file, or leaves out."""
+
+
+class Input:
+    """Marks an argument that is the path of a file or folder to read, which has to be there before a run begins."""
 
 
 def checked(function: Callable[P, T]) -> Callable[P, T]:

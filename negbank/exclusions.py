@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from negbank.arrays import NO_GROUP, as_labels, plain
-from negbank.bank import NO_ROW
+from negbank.bank import NO_ROW, require_rows
 from negbank.counter import uniforms
 from negbank.links import Ids, as_links
 
@@ -112,7 +112,12 @@ class Exclusions:
         return self._moved[device]
 
     def count(self, rows: Tensor) -> Tensor:
-        """|D_i| for anchors of rows (A,); for `NO_ROW` nothing but `forbidden` is out."""
+        """|D_i| for anchors of rows (A,); for `NO_ROW` nothing but `forbidden` is out.
+
+        Raises:
+            ValueError: for a row that is neither of the data set nor `NO_ROW`, here and in `allowed` and `uniform`.
+        """
+        require_rows(rows, self.num_rows, outside=True)
         if self._self_only:
             return self.num_rows - (rows != NO_ROW).long()
         own = rows.clamp(min=0)
@@ -121,6 +126,7 @@ class Exclusions:
 
     def allowed(self, rows: Tensor, ids: Tensor) -> Tensor:
         """Whether ids (A, n) lie in D_i of anchors rows (A,): (A, n) bool. `NO_ROW`, and what is no row, never does."""
+        require_rows(rows, self.num_rows, outside=True)
         if ids.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
             raise ValueError(f"ids: {ids.dtype}, expected torch.int64")
         inside = (ids >= 0) & (ids < self.num_rows)

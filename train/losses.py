@@ -10,7 +10,7 @@ negatives' own; a learned one has the gradient Σ_r w_ir s_ir − p_i s_i⁺ of 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -29,7 +29,7 @@ def surrogate(batch: EncodedBatch, negatives: Negatives, *, temperature: float) 
         negatives: scores (A, C) with gradient, weights (A, C) without.
         temperature: τ = 1/β, unless the negatives have their own.
     """
-    scores, weights, positive_weight, own = negatives
+    scores, weights, positive_weight, own, _ = negatives
     positive_weight = weights.sum(1) if positive_weight is None else positive_weight
     positive = (batch.anchors * batch.positives).sum(-1)
     return (((weights * scores).sum(1) - positive_weight * positive) / (temperature if own is None else own)).mean()
@@ -43,8 +43,8 @@ def contrasted(
     *,
     temperature: float,
     size: int | None,
-) -> tuple[Tensor, Info]:
-    """The surrogate over a batch under its negatives, and what these report.
+) -> tuple[Tensor, Info, list[Callable[[], None]]]:
+    """The surrogate over a batch under its negatives, what these report, and `Negatives.commit` of each part.
 
     Args:
         embeddings: that the batch was made of.
@@ -55,8 +55,8 @@ def contrasted(
     rows = len(batch.rows) if size is None else max(1, size // batch.views)
     if rows >= len(batch.rows):
         weighed, found = negatives(batch, ticket)
-        return surrogate(batch, weighed, temperature=temperature), found
-    inputs, info = [*embeddings, *negatives.learned], defaultdict[str, float](float)
+        return surrogate(batch, weighed, temperature=temperature), found, [weighed.commit]
+    inputs, info, commits = [*embeddings, *negatives.learned], defaultdict[str, float](float), []
     slopes, value = [torch.zeros_like(each) for each in inputs], batch.anchors.new_zeros(())
     for first in range(0, len(batch.rows), rows):
         some = slice(first, min(first + rows, len(batch.rows)))
@@ -66,9 +66,10 @@ def contrasted(
         for slope, more in zip(slopes, torch.autograd.grad(loss, inputs, allow_unused=True)):
             slope += 0 if more is None else more
         value += loss.detach()
+        commits.append(weighed.commit)
         for name, number in found.items():
             info[name] += share * number
-    return value + sum(((z - z.detach()) * slope).sum() for z, slope in zip(inputs, slopes)), info
+    return value + sum(((z - z.detach()) * slope).sum() for z, slope in zip(inputs, slopes)), info, commits
 
 
 @torch.no_grad()

@@ -141,7 +141,8 @@ class Trainer:
         """One optimisation step; its metrics, those of a direction under its anchors' tower.
 
         Raises:
-            NonFiniteError: before anything is changed by a loss, embedding or gradient that is not finite.
+            NonFiniteError: for a loss, embedding or gradient that is not finite, before it changes a weight, the bank
+                or what negatives keep. The batch counts as taken, and batch statistics have seen it.
         """
         with self.descent.timed("data"):
             fetched = self._ahead.next(self.step_number)
@@ -152,10 +153,12 @@ class Trainer:
         encoded = self.encode(fetched, passes)
         rows = fetched.rows
         with self.descent.timed("negatives"):
-            losses, values, info = self.contrast(rows, encoded)
+            losses, values, info, commits = self.contrast(rows, encoded)
             loss, value = torch.stack(losses).mean(), torch.stack(values).mean()
             self.descent.require_finite(torch.stack((loss.detach(), value))[None], rows, "loss")
         rate = self.descent(functools.partial(passes.backward, loss), rows)
+        for commit in commits:
+            commit()
         with self.descent.timed("optimiser"):
             for tower, slow, momentum in zip(self.towers, self.slow, self.momentum):
                 if slow is not None and momentum is not None:
@@ -186,25 +189,28 @@ class Trainer:
                     embeddings[way.keys] = torch.cat((embeddings[way.keys], second))
         return Encoded(embeddings, keys, [ticket for ticket in tickets if ticket is not None])
 
-    def contrast(self, rows: Tensor, encoded: Encoded) -> tuple[list[Tensor], list[Tensor], Info]:
-        """Each direction's surrogate and InfoNCE over the batch, and what is reported of them."""
-        losses, values, info = [], [], {}
+    def contrast(
+        self, rows: Tensor, encoded: Encoded
+    ) -> tuple[list[Tensor], list[Tensor], Info, list[Callable[[], None]]]:
+        """Each direction's surrogate and InfoNCE over the batch, what is reported of them, and `Negatives.commit`."""
+        losses, values, info, commits = [], [], {}, []
         for way, ticket in zip(self.directions, encoded.tickets):
             tower = self.towers[way.anchors]
             batch = self.batch(way, rows, encoded, ticket)
             mine, theirs = (encoded.embeddings[each] for each in way)
-            loss, found = contrasted(
+            loss, found, kept = contrasted(
                 tower.negatives, batch, ticket, (mine,) if mine is theirs else (mine, theirs),
                 temperature=self.temperature, size=self.micro_batch,
             )  # fmt: skip
             losses.append(loss)
             values.append(info_nce(batch, temperature=self.temperature))
+            commits += kept
             mine, theirs = mine.detach(), theirs.detach()
             seen = theirs[len(rows) : 2 * len(rows)] if way.anchors == way.keys else theirs[: len(rows)]
             info["positive"] = float((mine[: len(rows)] * seen).sum(-1).mean())
             info[tower.named("mean_cosine")] = mean_cosine(batch.anchors[: len(rows)])
             info |= {tower.named(name): number for name, number in found.items()}
-        return losses, values, info
+        return losses, values, info, commits
 
     def batch(self, way: Direction, rows: Tensor, encoded: Encoded, ticket: Ticket) -> EncodedBatch:
         """What a direction's negatives see of a step."""

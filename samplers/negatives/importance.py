@@ -31,6 +31,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from negbank.bank import require_rows
 from negbank.bounds import Annotated, Ge, Positive, Section, checked
 from negbank.counter import Counter
 from negbank.exclusions import Exclusions
@@ -99,6 +100,7 @@ class Importance(NegativeSampler):
 
     def draw(self, rows: Tensor, *, step: int, queries: Tensor | None = None) -> Ticket:
         """See `NegativeSampler.draw`."""
+        require_rows(rows, self._num_rows)
         generator = self._counter.at("draw", step).generator()
         drawn = self._index(rows, self._index.queries(rows, queries), generator)
         return Ticket.of(step, rows, drawn.ids, drawn)

@@ -95,6 +95,7 @@ def run(options: argparse.Namespace) -> int:
     import torch
 
     from negbank import mine_hard_negatives
+    from negbank.mining.parts import require_free
     from negbank.train.mining.arguments import check
     from negbank.train.mining.inputs import from_pairs, from_rows
 
@@ -103,6 +104,7 @@ def run(options: argparse.Namespace) -> int:
     if several:
         torch.distributed.init_process_group("gloo")
     try:
+        require_free(options.out)
         inputs, lookup = (from_rows if options.pairs is None else from_pairs)(options)
         result = mine_hard_negatives(
             **inputs, **given(options, {**RULES, **SEARCH}), out=options.out,

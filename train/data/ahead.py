@@ -166,10 +166,9 @@ class Ahead:
         return inputs.to(self._device, non_blocking=True)
 
     def forget(self) -> None:
-        """Drop what was read ahead, for rows or draws would be others now."""
-        if self._queue:
-            self._batches.load_state_dict(self._queue[0].state)
-            self._queue.clear()
+        """Drop what was read ahead, for rows or draws would be others now, and go on from there."""
+        self._batches.load_state_dict(self.state_dict())
+        self._queue.clear()
         self._reader.turn += 1
         self._stream, self._answers = self._requests(), None
 

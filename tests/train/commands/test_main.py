@@ -15,7 +15,7 @@ from negbank.train.descent import NonFiniteError
 from negbank.train.loop import RunError, Stopped
 from negbank.train.studies.ablation.store import AblationError
 
-HEAVY = ("torch", "numpy", "faiss", "numba", "omegaconf", "pydantic", "matplotlib", "sklearn", "torchvision")
+HEAVY = ("torch", "numpy", "faiss", "numba", "yaml", "pydantic", "matplotlib", "sklearn", "torchvision")
 VERBS = sorted(parser()._subparsers._group_actions[0].choices)  # type: ignore[union-attr]
 
 
