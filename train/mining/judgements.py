@@ -126,7 +126,8 @@ def _judged(rows: list[list[Any]], path: Path, holds: Callable[[Any, Any], bool]
         document = document or rest
         if len(document) != 1 or rest != document or len(graded) > 1:
             raise ValueError(
-                f"{where}: columns {', '.join(head)}; expected a query id, a corpus id, and no more than a score"
+                f"{where}: columns {', '.join(head)}; expected a query id, a corpus id and no more than a score, "
+                f"or TREC's four words; drop the others"
             )
         at = [query[0], document[0], *graded]
     pairs = []
