@@ -19,8 +19,9 @@ from negbank.bounds import Count, Gt, Le, checked
 from negbank.bounds import Positive as Positive_
 from negbank.mining import parts
 from negbank.mining.budget import index_pays, parse_size, plan
-from negbank.mining.candidates import RUN, Finder, Rescore, build_index, identity
+from negbank.mining.candidates import RUN, Finder, Rescore, build_index
 from negbank.mining.choice import choose, padded
+from negbank.mining.identity import identity
 from negbank.mining.inputs import IdsLike, Positives, Source, Work, open_inputs
 from negbank.mining.result import MiningResult
 from negbank.mining.rules import Finite, Rank, Reference, Rules, Shortfall, Strategy
