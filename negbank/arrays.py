@@ -60,7 +60,8 @@ def as_rows(source: Any, name: str) -> list[Shard]:
     if widths and not any(paths) and all(len(shape) == 1 for shape in widths):
         if len(widths) > 1:
             raise ValueError(f"{name}: rows of shapes {sorted(widths)[:4]}; embed all with one model")
-        whole = torch.stack(given) if all(isinstance(row, Tensor) for row in given) else np.stack(given)
+        tensors = [each for each in given if isinstance(each, Tensor)]
+        whole = torch.stack(tensors) if len(tensors) == len(given) else np.stack([plain(each, name) for each in given])
         return as_rows(whole, name)
     mapped = [path or isinstance(each, np.memmap) for path, each in zip(paths, given)]
     if isinstance(source, list) and not all(mapped):

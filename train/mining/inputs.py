@@ -38,7 +38,7 @@ class Side(NamedTuple):
 
     rows: Any
     texts: list[str] | None
-    count: int
+    number: int
     ids: np.ndarray | None
 
     @property
@@ -120,7 +120,7 @@ def from_rows(options: Namespace) -> Inputs:
     known["ignore_identical"] = _identical(queries, corpus, options.ignore_identical)
     known["rescore"] = None if options.rescore is None else scorer(options.rescore)
     checked = {name: value for name, value in known.items() if name != "rescore"}
-    relate(queries.count, corpus.count, **checked, within=within or _same(options.queries, options.corpus))
+    relate(queries.number, corpus.number, **checked, within=within or _same(options.queries, options.corpus))
     if corpus.texts is None and queries.texts is None:
         return {"queries": None if within else queries.rows, "corpus": corpus.rows, **known}, None
     encoder = Encoder(options.encoder, options.batch_size)
