@@ -108,8 +108,8 @@ def from_rows(options: Namespace) -> Inputs:
     for name in ("positives", "exclude"):
         path = getattr(options, name)
         if path is not None:
-            links = read_links(path, lambda q, d: queries.has(q) and corpus.has(d))
-            known[name] = typed(links, (integers[0], integers[1]))
+            links = read_links(path, lambda q, d: queries.has(q) and corpus.has(d), name)
+            known[name] = typed(links, (integers[0], integers[1]), name)
     if options.groups is not None:
         if len(options.groups) > 2:
             raise ValueError(

@@ -22,7 +22,7 @@ GRADES = ("score", "label", "relevance", "rel", "grade")
 UNREAD = ("iteration", "iter", "0", "q0")
 
 
-def read_links(path: Path, holds: Callable[[Any, Any], bool]) -> Any:
+def read_links(path: Path, holds: Callable[[Any, Any], bool], name: str = "positives") -> Any:
     """Known positives or exclusions from a file, as `as_links` takes them.
 
     Pairs (P, 2) in .npy, CSR in .npz (indptr, ids), a dict of ids, lists or {id: grade} in .json, and judgements in
@@ -32,39 +32,40 @@ def read_links(path: Path, holds: Callable[[Any, Any], bool]) -> Any:
 
     Args:
         holds: whether a query and a corpus row of these ids exist.
+        name: of the argument, for errors.
 
     Raises:
         FileNotFoundError: when there is no such file.
         ValueError: for another ending or form, naming the line.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"positives={path}: no such file")
+        raise FileNotFoundError(f"{name}={path}: no such file")
     if path.suffix in (".npy", ".npz"):
         found = loaded(path)
         if isinstance(found, np.ndarray):
             return found
         if not {"indptr", "ids"} <= set(found):
-            raise ValueError(f"positives={path}: arrays {list(found)}, expected indptr and ids")
+            raise ValueError(f"{name}={path}: arrays {list(found)}, expected indptr and ids")
         return found["indptr"], found["ids"]
     if path.suffix == ".json":
         try:
             told = json.loads(decoded(path))
         except json.JSONDecodeError as error:
-            raise ValueError(f"positives={path}: no JSON ({error}); write it again") from None
+            raise ValueError(f"{name}={path}: no JSON ({error}); write it again") from None
         if not isinstance(told, dict):
-            raise ValueError(f"positives={path}: a {type(told).__name__}; expected an object, query id to corpus ids")
+            raise ValueError(f"{name}={path}: a {type(told).__name__}; expected an object, query id to corpus ids")
         return told
     if path.suffix in (".jsonl", ".parquet"):
         table = read_table(path)
-        return _judged([list(table), *map(list, zip(*table.values()))], path, holds, named=True)
+        return _judged([list(table), *map(list, zip(*table.values()))], f"{name}={path}", holds, named=True)
     if path.suffix in (".csv", ".tsv"):
-        return _judged(delimited(path), path, holds)
+        return _judged(delimited(path), f"{name}={path}", holds)
     if path.suffix in (".txt", ".qrels"):
-        return _judged([re.split("[ \t]+", line.strip(" \t")) for line in lines(path)], path, holds)
-    raise ValueError(f"positives={path}: expected .npy, .npz, .json, .txt or .qrels (TREC), {', '.join(SUFFIXES)}")
+        return _judged([re.split("[ \t]+", line.strip(" \t")) for line in lines(path)], f"{name}={path}", holds)
+    raise ValueError(f"{name}={path}: expected .npy, .npz, .json, .txt or .qrels (TREC), {', '.join(SUFFIXES)}")
 
 
-def typed(links: Any, integers: tuple[bool, bool]) -> Any:
+def typed(links: Any, integers: tuple[bool, bool], name: str = "positives") -> Any:
     """Links of a file with the ids of queries and of corpus rows as integers, or as strings.
 
     Raises:
@@ -72,13 +73,13 @@ def typed(links: Any, integers: tuple[bool, bool]) -> Any:
     """
 
     def one(value: Any, side: int) -> Any:
-        if isinstance(value, bool) or not isinstance(value, str | int | np.integer):
-            raise ValueError(f"positives: {value!r} is no id; expected integers or strings")
+        if isinstance(value, bool) or not isinstance(value, str | int | np.integer) or not str(value).strip():
+            raise ValueError(f"{name}: {value!r} is no id; expected integers or strings")
         if not integers[side]:
             return str(value)
         if isinstance(value, str) and not re.fullmatch("-?[0-9]+", value):
             raise ValueError(
-                f"positives: {value!r} is no number; rows are numbered from 0 here, give --query-ids and --corpus-ids"
+                f"{name}: {value!r} is no number; rows are numbered from 0 here, give --query-ids and --corpus-ids"
             )
         return int(value)
 
@@ -99,13 +100,13 @@ def typed(links: Any, integers: tuple[bool, bool]) -> Any:
             entry = [one(i, 1) for i in (ids if isinstance(ids, list) else [ids])]
         found[one(query, 0)] = entry
     if len(found) < len(links):
-        raise ValueError("positives: two keys are the same number; name each query once")
+        raise ValueError(f"{name}: two keys are the same number; name each query once")
     return found
 
 
-def _judged(rows: list[list[Any]], path: Path, holds: Callable[[Any, Any], bool], *, named: bool = False) -> list[Any]:
+def _judged(rows: list[list[Any]], where: str, holds: Callable[[Any, Any], bool], *, named: bool = False) -> list[Any]:
     """Pairs of the rows of a table whose grade is above 0."""
-    width, where = len(rows[0]), f"positives={path}"
+    width = len(rows[0])
     first = next((number for number, row in enumerate(rows, start=1) if len(row) != width), None)
     if first is not None:
         raise ValueError(f"{where}: line {first} has {len(rows[first - 1])} fields, the first {width}")

@@ -123,7 +123,7 @@ def lines(path: Path) -> list[str]:
 
 
 def _id(value: Any, path: Path) -> str:
-    if isinstance(value, bool) or not isinstance(value, str | int):
+    if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
         raise ValueError(f"{path}: {value!r} is no id; expected integers or strings")
     return str(value)
 

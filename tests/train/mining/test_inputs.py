@@ -132,7 +132,7 @@ TEXTS = ["--corpus", "c.jsonl", "--text", "text", "--encoder", "bags:loaded()"]
         ([*TEXTS, "--id", "key"], "c.jsonl: no column 'key'"),
         ([*TEXTS, "--positives", "none.tsv"], "none.tsv: no such file"),
         ([*TEXTS, "--positives", "p.tsv"], "1 id(s) are not among the 3 corpus_ids, such as [7], outside 0..2"),
-        ([*TEXTS, "--exclude", "bad.json"], "3.7 is no id"),
+        ([*TEXTS, "--exclude", "bad.json"], "exclude: 3.7 is no id"),
         ([*TEXTS, "--groups", "l.txt"], "groups: labels of shapes (2,) and (2,), expected (3,) and (3,)"),
         ([*TEXTS, "--id", "twice"], "come more than once"),
         ([*TEXTS, "--text", "empty"], "records [2] have no text; drop them, or give --id"),
