@@ -48,6 +48,13 @@ def as_rows(source: Any, name: str) -> list[Shard]:
         return _files(Path(source), name)
     if isinstance(source, Tensor) and source.layout is torch.strided:
         return [_floating(source.detach(), name)]
+    table = columns_of(source)
+    if table is not None:
+        columns = {each: plain(column, f"{name}, column {each!r}") for each, column in table.items()}
+        others = [each for each, column in columns.items() if column.dtype.kind != "f" or column.ndim != 1]
+        if others or not columns:
+            raise ValueError(f"{name}: columns {others[:4]} of a table hold no floating numbers; leave them out")
+        return [np.stack(list(columns.values()), axis=1)]
     if not isinstance(source, list | tuple):
         found = plain(source, name, keep=True)
         nested = found.dtype.kind == "O" and found.ndim == 1
@@ -147,7 +154,7 @@ def as_labels(values: Any, name: str) -> tuple[np.ndarray, ...]:
 
     Strings are numbered together. Raises ValueError as `as_ids`, and for integers beside strings.
     """
-    several = values if isinstance(values, tuple) and all(dimensions(v) == 1 for v in values) else (values,)
+    several = values if isinstance(values, tuple) and values and all(dimensions(v) == 1 for v in values) else (values,)
     found = [as_ids(each, name) for each in several]
     if all(each.dtype.kind == "i" for each in found):
         return tuple(np.maximum(each, NO_GROUP) for each in found)
@@ -161,6 +168,14 @@ def dimensions(values: Any) -> int:
     """Of an array; 1 for a list and anything else with a length, 0 for a number or a string."""
     found: int = getattr(values, "ndim", int(hasattr(values, "__len__") and not isinstance(values, str)))
     return found
+
+
+def columns_of(table: Any) -> dict[str, Any] | None:
+    """The columns by name of a data frame, an Arrow table or a data set; None for what is none."""
+    names = getattr(table, "column_names", getattr(table, "columns", None))
+    if names is None or callable(names) or isinstance(table, Mapping):
+        return None
+    return {name: table[name] for name in names}
 
 
 def _ids_of(values: list[Any], name: str) -> np.ndarray:

@@ -87,6 +87,7 @@ ROWS = {
     "pandas frame": lambda x, p: pd.DataFrame(x),
     "pandas column of rows": lambda x, p: pd.Series(list(x)),
     "polars frame": pl and (lambda x, p: pl.DataFrame(x)),
+    "Arrow table": pa and (lambda x, p: pa.table({str(i): x[:, i] for i in range(x.shape[1])})),
     "polars column of lists": pl and (lambda x, p: pl.Series(x.tolist())),
     "Arrow lists": pa and (lambda x, p: pa.array(x.tolist())),
     "Arrow fixed lists": pa and (lambda x, p: pa.FixedSizeListArray.from_arrays(pa.array(x.ravel()), x.shape[1])),
@@ -109,6 +110,8 @@ NO_ROWS = {
     "dict": lambda x, p: {"x": x},
     "generator": lambda x, p: (row for row in x),
     "objects": lambda x, p: objects([{"x": 1}, {"x": 2}]),
+    "frame with ids": lambda x, p: pd.DataFrame(x).assign(id=range(len(x))),
+    "frame with a column of rows": lambda x, p: pd.DataFrame({"id": range(len(x)), "vector": list(x)}),
     "text rows": lambda x, p: pd.DataFrame({"a": ["x"] * len(x)}),
     "no such path": lambda x, p: p / "none.npy",
     "npz": lambda x, p: np.savez(p / "x.npz", x=x) or p / "x.npz",
@@ -238,6 +241,8 @@ NO_IDS = {
     "sparse": lambda i: sp.csr_matrix(np.array([i])),
     "nul": lambda i: [f"{v}\0" for v in i],
     "dropped": lambda i: i[1:],
+    "nothing": lambda i: (),
+    "three of them": lambda i: ([*i], [*i], [*i]),
 }
 X = numbers(5, rows=6, dim=4)
 Y = numbers(6, rows=6, dim=4)
