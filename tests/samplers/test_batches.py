@@ -209,7 +209,8 @@ def test_a_newer_snapshot_plans_what_is_left_of_the_epoch(name):
     sampler.update(snapshot(seed=1, version=1))
     rest = list(stream)
     assert len(handed_out) + len(rest) == len(sampler)
-    assert all(len(set(batch)) == 8 for batch in rest)
+    assert all(len(set(batch)) == len(batch) for batch in rest)
+    assert all(len(batch) == 8 for batch in rest) or name == "drawn"  # what is drawn twice comes once
     if name in COVERING:
         assert sorted(flat(rest)) == sorted(flat(others))
     if not sampler.uniform:
