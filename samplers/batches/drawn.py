@@ -27,7 +27,7 @@ anchors more often: q is not doubly stochastic.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,6 +35,7 @@ from torch import Tensor
 from negbank.bounds import Annotated, Count, Ge, Section, checked
 from negbank.counter import Counter
 from negbank.proposals import Anchors, Proposal
+from negbank.samplers.batches.inclusion import Inclusion, distinct
 from negbank.samplers.batches.planned import Planned
 from negbank.samplers.meeting import Meeting
 from negbank.snapshot import Snapshot
@@ -63,34 +64,42 @@ class Groups(NamedTuple):
         return (self.rows[:, None] == self.slots.flatten()).sum(1).double()
 
     def ratio(self, ids: Tensor, times: Tensor, expected: Tensor) -> Tensor:
-        """See `Meeting.ratio`: the mean over the slots that hold the anchor. O(S B n)."""
+        """See `Meeting.ratio`: the mean over the slots that hold the anchor. O(S² n), or O(S B n) for draws of its own.
+
+        Slots of one group that were drawn are alike, and so are seeds, where all anchors share the other draws.
+        """
         seeds, (groups, size) = self.slots[:, 0], self.slots.shape
         each = size - 1
         q = self.proposal(Anchors(seeds, self.vectors[seeds])).log_prob(ids.expand(groups, -1)).exp() * each  # (S, n)
         p = self.held[ids].double() * ((groups - 1) / max(1, int(self.held.sum()) - 1))
+        slot = torch.arange(groups * size, device=ids.device)
         anchor = (self.rows[:, None] == self.slots.flatten()).int().argmax(0)  # of every slot
-        group = torch.arange(groups, device=ids.device).repeat_interleave(size)
-        drawn = torch.arange(groups * size, device=ids.device)[:, None] % size > 0
-        of_anchor = anchor if len(expected) > 1 else torch.zeros_like(anchor)
-        n = q.sum(0) - drawn * q[group] / max(1, each) + expected[of_anchor]
-        without = torch.zeros_like(n)  # Σ_t 1 / (n_{T−t} + p)
-        for t in range(groups):
-            without += torch.where((group != t)[:, None] & (p > 0), 1 / ((n - q[t]).clamp(min=0) + p), 0.0)
-        is_seed, own = (seeds[:, None] == ids).any(0), seeds[group, None] == ids
-        other_seed = is_seed & ~own
-        weight = torch.where(own, 1 / n, (1 - p * without / max(1, groups - 1)) / n)
-        weight = torch.where(other_seed, 1 / (n + p), weight)
-        came = (self.slots[:, 1:].flatten()[:, None] == ids).sum(0) + times[of_anchor] + other_seed
-        ratio = torch.where(came > 0, came * weight, 0.0)
-        total = ratio.new_zeros(len(self.rows), len(ids)).index_add_(0, anchor, ratio)
-        return total / self.counts[:, None]
+        alike = min(size, 2)  # kinds of slots in a group: the seed, and those that it drew
+        kind = slot if len(expected) > 1 else slot // size * alike + (slot % size > 0).long()
+        first = slot if len(expected) > 1 else slot[slot % size < alike]
+        group, drawn, of = first // size, first[:, None] % size > 0, anchor[first] if len(expected) > 1 else 0
+        n = q.sum(0) - drawn * q[group] / max(1, each) + expected[of]
+        without = -_reciprocal(n - q[group], p)  # Σ_t 1 / (n_{T−t} + p), t ∈ T
+        for density in q:
+            without += _reciprocal(n - density, p)
+        own, seed = seeds[group, None] == ids, (seeds[:, None] == ids).any(0)
+        other = seed & ~own
+        weight = (1 - torch.where(own | (p == 0), 0.0, p * without / max(1, groups - 1))) / n
+        weight = torch.where(other, 1 / (n + p), weight)
+        came = (self.slots[:, 1:].flatten()[:, None] == ids).sum(0) + times[of] + other
+        share = n.new_zeros(len(self.rows), len(first)).index_put_((anchor, kind), n.new_ones(()), accumulate=True)
+        return share @ torch.where(came > 0, came * weight, 0.0) / self.counts[:, None]
+
+
+def _reciprocal(x: Tensor, p: Tensor) -> Tensor:
+    return x.clamp_(min=0).add_(p).reciprocal_()
 
 
 class Drawn(Planned):
     """Groups of a random row and rows that the index drew for it, of which it is known how often two are to meet.
 
-    A batch handed out has each row once, and fewer than B where some were drawn twice. Before the first snapshot, and
-    for rows that it does not hold yet, batches are uniform. `Importance` weighs their rows by `meeting`; other
+    A batch handed out has each row once, and with exact weights fewer than B where some were drawn twice. Before the
+    first snapshot, and for rows that it does not hold yet, batches are uniform. `Importance` weighs their rows by `meeting`; other
     negatives take them as they come.
 
     Args:
@@ -98,6 +107,7 @@ class Drawn(Planned):
         batch_size: B, slots a batch; each row is seen under two views.
         group: g, slots of a group, a divisor of batch_size, at most half of it; 1 is uniform batches.
         proposal: snapshot → proposal, of q_s.
+        weights: exact, or model: inclusion.py's, biased; B distinct rows a batch.
         counter: place of the random draws, of which each plan has its own.
 
     Raises:
@@ -115,14 +125,15 @@ class Drawn(Planned):
         *,
         group: Count = 4,
         proposal: Annotated[Callable[[Snapshot], Proposal], Section("proposal", "head_tail")],
+        weights: Literal["exact", "model"] = "exact",
         counter: Counter = Counter.of(0),
     ) -> None:
         super().__init__(num_rows, batch_size, counter=counter)
         if batch_size % group or batch_size < 2 * group:
             raise ValueError(f"group={group}: expected a divisor of batch_size={batch_size}, at most half of it")
-        self.group, self._bind = group, proposal
+        self.group, self._bind, self._exact = group, proposal, weights == "exact"
         self._proposal: Proposal | None = None
-        self._known: dict[tuple[int, ...], Meeting | None] = {}
+        self._known: dict[tuple[int, ...], Groups | Inclusion | None] = {}
 
     def update(self, snapshot: Snapshot) -> None:
         """See `Planned.update`."""
@@ -142,17 +153,21 @@ class Drawn(Planned):
         for part in seeds.to(snapshot.vectors.device).split(BLOCK):
             found = self._proposal(Anchors(part, snapshot.vectors[part]))
             drawn.append(found.sample(self.group - 1, generator=generator).cpu())
-        return torch.cat((seeds[:, None], torch.cat(drawn)), 1).view(-1, self.batch_size)
+        slots = torch.cat((seeds[:, None], torch.cat(drawn)), 1).view(-1, self.batch_size)
+        return slots if self._exact else distinct(slots, self.group, rows, generator)
 
     def hand_out(self, at: int, slots: Tensor, *, again: bool) -> list[int]:
         """See `Planned.hand_out`: each row once, in the order in which they came."""
         rows = list(dict.fromkeys(slots.tolist()))
-        key, found = tuple(rows), None
+        key = tuple(rows)
+        found: Groups | Inclusion | None = None
         if again and key in self._known:  # it may be of a snapshot before this one
             found = self._known.pop(key)
         elif self._planned[at] and self._snapshot is not None and self._proposal is not None:
-            vectors, held = self._snapshot.vectors, self._snapshot.written
-            found = Groups(torch.tensor(rows), slots.view(-1, self.group), self._proposal, vectors, held)
+            bank = self._proposal, self._snapshot.vectors, self._snapshot.written
+            found = Inclusion(slots, self.group, *bank)
+            if self._exact:
+                found = Groups(torch.tensor(rows), slots.view(-1, self.group), *bank)
         self._known[key] = found
         if len(self._known) > REMEMBERED:
             del self._known[next(iter(self._known))]
@@ -172,5 +187,5 @@ class Drawn(Planned):
             )
         found = self._known[key]
         if isinstance(found, Groups):
-            return found._replace(rows=rows, slots=found.slots.to(rows.device), held=found.held.to(rows.device))
-        return found
+            return found._replace(rows=rows, slots=found.slots.to(rows.device))
+        return None if found is None else found._replace(rows=rows)

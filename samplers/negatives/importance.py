@@ -133,10 +133,13 @@ class Importance(NegativeSampler):
         ids, count, views = batch.candidate_rows, len(batch.rows), batch.views
         distinct, column, repeats = ids.unique(return_inverse=True, return_counts=True)
         outside = ~self._exclude.to(ids.device).allowed(batch.rows, distinct.expand(count, -1))
-        expected = self._index.count * drawn.log_prob(distinct, count).exp()
-        at = torch.searchsorted(distinct, drawn.ids.contiguous())
-        times = torch.zeros(len(drawn.ids), len(distinct), dtype=torch.float64, device=ids.device)
-        times = times.scatter_add_(1, at, torch.ones_like(at, dtype=torch.float64))
+        shared = drawn.pooled or not self._index.count
+        expected = torch.zeros(1 if shared else count, len(distinct), dtype=torch.float64, device=ids.device)
+        times = expected
+        if self._index.count:
+            expected = self._index.count * drawn.log_prob(distinct, count).exp()
+            at = torch.searchsorted(distinct, drawn.ids.contiguous())
+            times = times.scatter_add(1, at, torch.ones_like(at, dtype=torch.float64))
         if not self._batch:
             ratio = times / expected
         elif batch.meeting is not None:

@@ -160,6 +160,22 @@ def test_groups_are_independent_draws_of_their_seeds(data):
     assert float(deviation.square().mean()) < 1.1
 
 
+def test_the_model_of_inclusion_is_near_the_sum_and_not_exact(data):
+    """Σ_r f(r) / n_i(r) on average against Σ_{j∈D_i} f(j), of seeds and of rows that they drew."""
+    z, snapshot = data
+    batches = drawn(snapshot, weights="model", group=GROUP)
+    f = (z @ z.T / TEMPERATURE).exp().double().fill_diagonal_(0)
+    f = f / f.sum(1, keepdim=True)
+    zero, found = torch.zeros(1, B, dtype=torch.float64), []
+    for _ in range(60):
+        for rows in map(torch.tensor, batches):
+            assert len(rows.unique()) == B
+            found.append((batches.meeting(rows).ratio(rows, zero, zero) * f[rows][:, rows]).sum(1))
+    by_slot = torch.stack(found).mean(0).view(-1, GROUP).mean(0)
+    assert float(by_slot[0]) == pytest.approx(1, abs=0.1)
+    assert float(by_slot[1:].mean()) == pytest.approx(1, abs=0.2)
+
+
 def test_groups_of_one_and_batches_before_a_snapshot_are_uniform(data):
     _, snapshot = data
     made = drawn()
