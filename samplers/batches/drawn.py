@@ -99,8 +99,8 @@ class Drawn(Planned):
     """Groups of a random row and rows that the index drew for it, of which it is known how often two are to meet.
 
     A batch handed out has each row once, and with exact weights fewer than B where some were drawn twice. Before the
-    first snapshot, and for rows that it does not hold yet, batches are uniform. `Importance` weighs their rows by `meeting`; other
-    negatives take them as they come.
+    first snapshot, and for rows that it does not hold yet, batches are uniform. `Importance` weighs their rows by
+    `meeting`; other negatives take them as they come.
 
     Args:
         num_rows: N.
