@@ -289,7 +289,9 @@ class Trial:
         z = self.problem.z[at] if encoder is None else encoder(self.problem.inputs[at])
         expected = None if self.batches is None else partial(self.batches.expected, rows)
         batch = EncodedBatch.from_views(rows, z, ticket.further, expected=expected)
-        return batch, self.sampler(batch, ticket)[0]
+        found, _ = self.sampler(batch, ticket)
+        found.commit()
+        return batch, found
 
 
 def fitted(problem: Problem, method: Method, rows: int, encodings: int) -> tuple[int, int]:

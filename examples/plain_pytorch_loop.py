@@ -48,6 +48,7 @@ def main(steps: int) -> float:
         optimiser.zero_grad()
         surrogate(batch, found, temperature=TEMPERATURE).backward()
         optimiser.step()
+        found.commit()  # the chains move on, once the step is taken
         bank.write(torch.cat((rows, drawn)), torch.cat((z[: len(rows)], z[2 * len(rows) :])), step=step)
         if refresher.step(step):
             negatives.update(refresher.snapshot)

@@ -27,12 +27,33 @@ class BankStatistics(NamedTuple):
 
 
 def unit_rows(vectors: Tensor) -> Tensor:
-    """Rows scaled to length 1, float32. A zero row stays zero.
+    """Rows scaled to length 1, float32, however short or long they are. A zero row stays zero.
 
     Args:
         vectors: (..., D), any floating dtype.
     """
-    return torch.nn.functional.normalize(vectors.detach().to(torch.float32), dim=-1)
+    vectors = vectors.detach()
+    if vectors.device.type != "cpu":  # where to look for such rows would cost a wait
+        return _scaled(vectors)
+    rows = vectors.to(torch.float32)
+    lengths = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+    odd = ((lengths < 2.0**-30) | ~(lengths < 2.0**60)).squeeze(-1)
+    unit = rows / lengths.clamp_min_(1e-12)
+    if bool(odd.any()):
+        unit[odd] = _scaled(vectors[odd])
+    return unit
+
+
+def _scaled(rows: Tensor) -> Tensor:
+    """`unit_rows`, of rows first divided by the power of two above their largest entry: no square leaves the range.
+
+    The division is exact, so that rows of common lengths come out as they do without it.
+    """
+    rows = rows if rows.dtype == torch.float64 else rows.to(torch.float32)
+    largest = torch.linalg.vector_norm(rows, ord=torch.inf, dim=-1, keepdim=True)
+    power = (torch.frexp(largest).mantissa / largest).clamp(max=0.5 / torch.finfo(rows.dtype).tiny)
+    scaled = (rows * torch.where(largest > 0, power, 1.0)).to(torch.float32)
+    return scaled.div_(torch.linalg.vector_norm(scaled, dim=-1, keepdim=True).clamp_min_(1e-12))
 
 
 def require_finite(vectors: Tensor, ids: Tensor | None = None, *, what: str = "vectors") -> None:
@@ -51,6 +72,26 @@ def require_finite(vectors: Tensor, ids: Tensor | None = None, *, what: str = "v
         f"{what}: {len(rows)} row(s) hold NaN or infinity, the first at {rows[:8]}; "
         f"find what diverged (learning rate, mixed precision) before they reach the bank or an index"
     )
+
+
+def require_rows(rows: Tensor, num_rows: int | None, *, what: str = "rows", outside: bool = False) -> None:
+    """Raise unless all of rows (...,) are rows of the data set: to a table −1 would be its last row, silently.
+
+    Args:
+        num_rows: N, or None where it is not known.
+        outside: whether `NO_ROW`, an outside query, is one as well.
+
+    Raises:
+        ValueError: naming the range. On a CUDA device, where to look would hold up the host, the device asserts it.
+    """
+    lowest, highest = NO_ROW if outside else 0, torch.iinfo(torch.int64).max if num_rows is None else num_rows - 1
+    if rows.is_cuda:
+        torch._assert_async(((rows >= lowest) & (rows <= highest)).all(), f"{what}: outside {lowest}..{highest}")
+    elif rows.numel() and not lowest <= (found := [int(end) for end in rows.aminmax()])[0] <= found[1] <= highest:
+        reach = f"{lowest}.." if num_rows is None else f"{lowest}..{highest}"
+        raise ValueError(
+            f"{what}: {found[0]}..{found[1]} reach outside the rows {reach}; give rows of the data set, counted from 0"
+        )
 
 
 class EmbeddingBank:
@@ -163,8 +204,7 @@ class EmbeddingBank:
 
     def _checked(self, ids: Tensor) -> Tensor:
         ids = ids.to(self.vectors.device)
-        if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= len(self)):
-            raise ValueError(f"ids: {int(ids.min())}..{int(ids.max())} reach outside the rows 0..{len(self) - 1}")
+        require_rows(ids, len(self), what="ids")
         return ids
 
 

@@ -19,15 +19,15 @@ from torch import Tensor, nn
 from negbank.bank import EmbeddingBank
 from negbank.counter import Counter
 from negbank.exclusions import Exclusions
-from negbank.index.faiss import empty_index
+from negbank.index.faiss import require_trainable
 from negbank.proposals import Probe, measure
 from negbank.refresh import Refresher
 from negbank.snapshot import Snapshot
 from negbank.train import optim, registry
 from negbank.train.config.schema import described, model
 from negbank.train.config.sections import COMMON, Options
+from negbank.train.data.arrays import read_labels
 from negbank.train.data.contract import Data, Pairs, Splits, describes, num_rows, sides, subset
-from negbank.train.data.tensors import read_labels
 from negbank.train.device import choose_device, choose_precision
 from negbank.train.encoders.embedder import Embedder
 from negbank.train.evaluate import Evaluation
@@ -165,7 +165,7 @@ def build(
     widths = [each.embeddings(side, torch.arange(2)).shape[1] for each, side in zip(inference, data)]
     banks = [EmbeddingBank(count, width, device=device) for width in widths]
     if own or any(hook.reads_snapshot for hook in hooks.values()):
-        require_factory(config.index.factory, widths[0])
+        require_factory(config.index.factory, count, widths[0])
         for way in ways:  # rows of a tower's snapshot are drawn for the anchors of a direction
             # what a study alone asks for is not counted as the method's
             encode, anchors = (functools.partial(embed, each, counted=own) for each in (way.keys, way.anchors))
@@ -178,7 +178,7 @@ def build(
     names = ("left", "right") if len(data) == 2 else ("",)
     towers = [Tower(*each) for each in zip(encoders, data, banks, negatives, refreshers, names)]
     steps = config.run.steps or config.run.epochs * len(batches)
-    warmup, notes = _warmup(config.optim.warmup, steps)
+    warmup, cut = _warmup(config.optim.warmup, steps)
     trainer = Trainer(
         towers,
         batches=batches,
@@ -193,6 +193,7 @@ def build(
         compile=config.run.compile,
     )
     evaluation = make("eval", config.eval, inference=inference, splits=splits, temperature=config.loss.temperature)
+    notes = [*splits.notes, *cut, *getattr(evaluation, "notes", ())]
     return Assembly(config, splits, trainer, inference, evaluation, hooks, steps, notes, device, precision)
 
 
@@ -326,10 +327,9 @@ def _probe(
     return probe
 
 
-def require_factory(factory: str, width: int) -> None:
-    """Raise ValueError for a factory string that Faiss refuses, here and not at the first refresh."""
-    if factory not in ("auto", "exact"):
-        try:
-            empty_index(factory, width)
-        except ValueError as error:
-            raise ValueError(f"index.{error}") from None
+def require_factory(factory: str, rows: int, width: int) -> None:
+    """Raise ValueError for an index that Faiss cannot build over so many rows, here and not at the first refresh."""
+    try:
+        require_trainable(factory, rows, width)
+    except ValueError as error:
+        raise ValueError(f"index.{error}") from None

@@ -67,8 +67,9 @@ class Descent:
             return
         bad = rows[~torch.isfinite(values.detach()).all(-1)] if len(values) == len(rows) else rows
         raise NonFiniteError(
-            f"step {self.step_number}: the {what} of rows {bad.unique().tolist()[:8]} is not finite; nothing changed; "
-            f"start anew in another run.dir, with a lower optim.lr, a higher loss.temperature or run.precision=float32"
+            f"step {self.step_number}: the {what} of rows {bad.unique().tolist()[:8]} is not finite; the step was not "
+            f"taken; start anew in another run.dir, with a lower optim.lr, a higher loss.temperature or "
+            f"run.precision=float32"
         )
 
     def state_dict(self) -> dict[str, Any]:

@@ -19,7 +19,7 @@ import torch
 
 from negbank import files
 from negbank.files import DamagedError
-from negbank.mining.forbidden import offsets
+from negbank.mining.rules import offsets
 from negbank.owner import LOCK, OwnedError, owned, sweep
 
 FORMAT = 1

@@ -11,9 +11,9 @@ from negbank.snapshot import Snapshot
 
 
 class BatchSampler(Protocol):
-    """Iterating gives the rest of one epoch, batch by batch; iterating again gives the next epoch.
+    """Iterating gives one epoch, batch by batch, from where the sampler was put; iterating again gives the next one.
 
-    `state_dict` taken between two batches resumes with the second of them.
+    An iteration that was left before its end counts for nothing: the next one gives the same batches again.
     """
 
     reads_snapshot: bool
@@ -44,6 +44,8 @@ class BatchSampler(Protocol):
         """Start epoch `epoch` from its first batch."""
         ...
 
-    def state_dict(self) -> dict[str, Any]: ...
+    def state_dict(self, consumed: int | None = None) -> dict[str, Any]:
+        """What resumes after the last batch handed out, or after as many as the last iteration's loop has taken."""
+        ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...

@@ -79,7 +79,7 @@ class Drawn(Planned):
         assert self._proposal is not None
         each = self.batch_size // self.group
         left = torch.ones(self.num_rows, dtype=torch.bool)
-        left[self._order[: self._position * self.batch_size : self.group]] = (
+        left[self._order[: self._handed_out * self.batch_size : self.group]] = (
             False  # seeds of the epoch's earlier batches
         )
         free = rows[left[rows]]

@@ -89,7 +89,7 @@ class Ordered(Planned):
     def plan(self, rows: Tensor, count: int, snapshot: Snapshot, generator: torch.Generator) -> Tensor:
         """See `Planned.plan`. O(R·B·D), and a forward pass over R rows with `encode`."""
         fresh = torch.ones(self.num_rows, dtype=torch.bool)
-        fresh[self._order[: self._position * self.batch_size]] = False
+        fresh[self._order[: self._handed_out * self.batch_size]] = False
         rows = rows[fresh[rows]]
         total = len(rows) // self.batch_size
         if not total:  # all that the snapshot holds was handed out already

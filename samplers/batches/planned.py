@@ -7,6 +7,11 @@ every row of the epoch still comes once. Before the first snapshot, and for rows
 are uniform:
 
     rows to come = planned batches of B, from rows the snapshot holds  +  uniform batches of B  +  a last, smaller one
+
+Handed out is not used: a loader reads ahead, a loop stops early. So each iteration has its own place, and begins where
+`set_epoch`, `load_state_dict` or the end of the epoch before put the sampler: one that is left loses no batch, and two
+at a time give the same. Only whoever takes the batches knows how many were used, and says so in
+`state_dict(consumed=...)`. A place short of what was handed out is kept together with the plan up to there.
 """
 
 from __future__ import annotations
@@ -48,6 +53,11 @@ class Planned(Sampler[list[int]]):
     """Whether `expected` can be asked: always where batches are uniform."""
     disjoint = True
     """Whether an epoch deals out its rows, each once; otherwise every plan chooses from all rows."""
+
+    _ended: bool
+    _turn: object
+    _handed_out: int
+    _order: Tensor
 
     def __init__(
         self,
@@ -102,15 +112,23 @@ class Planned(Sampler[list[int]]):
         return whole + (0 if self.drop_last or rest < 2 or not self.disjoint else 1)
 
     def __iter__(self) -> Iterator[list[int]]:
-        epoch = self._epoch
-        while self._epoch == epoch and self._position < len(self):
-            if self._stale:
+        """The epoch's batches, from where the sampler was put; after the end of one iteration, the next epoch's.
+
+        One that was begun before `set_epoch` or `load_state_dict` ends there.
+        """
+        if self._ended:
+            self.set_epoch(self._epoch + 1)
+        turn, at = self._turn, self._first
+        self._at = at
+        while turn is self._turn and at < len(self):
+            if self._stale and at >= self._handed_out:
                 self._arrange()
-            start = self._position * self.batch_size
-            self._position += 1
-            yield self._order[start : start + self.batch_size].tolist()
-        if self._epoch == epoch:
-            self.set_epoch(epoch + 1)
+            batch = self._order[at * self.batch_size : (at + 1) * self.batch_size]
+            at += 1
+            self._at, self._handed_out = at, max(at, self._handed_out)
+            yield batch.tolist()
+        if turn is self._turn:
+            self._ended = True
 
     def update(self, snapshot: Snapshot) -> None:
         """Plan what is left of the epoch from this version of the bank, when its next batch is asked for.
@@ -139,38 +157,60 @@ class Planned(Sampler[list[int]]):
 
     def set_epoch(self, epoch: int) -> None:
         """Start epoch `epoch` from its first batch."""
-        self._epoch, self._position, self._stale = epoch, 0, True
-        self._order = torch.empty(0, dtype=torch.int64)
+        self._put(epoch, 0, 0, stale=True, order=torch.empty(0, dtype=torch.int64))
 
-    def state_dict(self) -> dict[str, Any]:
-        """The epoch, its plan, and the batches handed out of it. The snapshot is not part of it."""
+    def _put(self, epoch: int, position: int, handed_out: int, *, stale: bool, order: Tensor) -> None:
+        self._epoch, self._first, self._at, self._handed_out = epoch, position, position, handed_out
+        self._stale, self._order, self._ended = stale, order, False
+        self._turn = object()
+
+    def state_dict(self, consumed: int | None = None) -> dict[str, Any]:
+        """The epoch, its plan, and how many batches of it were used. The snapshot is not part of it.
+
+        Args:
+            consumed: batches that the loop at hand has taken, of the iteration that was begun last. By default all that
+                were handed out are taken as used, which is right where nothing reads ahead: in a loop over the sampler,
+                over a DataLoader without workers, and for torchdata's StatefulDataLoader, which asks at each batch.
+
+        Raises:
+            ValueError: for more batches than were handed out.
+        """
+        at = self._at if consumed is None else self._first + consumed
+        if consumed is not None and not self._first <= at <= self._handed_out:
+            raise ValueError(
+                f"consumed={consumed}: expected 0..{self._handed_out - self._first}, of the batches that the iteration "
+                f"begun last has handed out; count from its beginning"
+            )
+        over = self._ended if consumed is None else at == len(self)
         return {
             "num_rows": self.num_rows,
             "batch_size": self.batch_size,
-            "epoch": self._epoch,
-            "position": self._position,
-            "order": self._order.clone(),
-            "stale": self._stale,
+            "epoch": self._epoch + over,
+            "position": 0 if over else at,
+            "handed_out": 0 if over else self._handed_out,
+            "order": self._order[:0] if over else self._order.clone(),
+            "stale": over or self._stale,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on after the last batch handed out. Call it after `update` with the snapshot that was in use.
+        """Go on after the last batch used. Call it after `update` with the snapshot that was in use.
 
         Raises:
             ValueError: for the state of a sampler of other rows or batches.
         """
         if (was := (state["num_rows"], state["batch_size"])) != (now := (self.num_rows, self.batch_size)):
             raise ValueError(f"state: of num_rows, batch_size = {was}, the sampler has {now}; make it with the same")
-        self._epoch, self._position = state["epoch"], state["position"]
-        self._order, self._stale, self._prepared = state["order"].clone(), state["stale"], False
+        place = state["epoch"], state["position"], state["handed_out"]
+        self._put(*place, stale=state["stale"], order=state["order"].clone())
+        self._prepared = False
 
     def _arrange(self) -> None:
         """Keep the batches handed out, and plan the rest of the epoch."""
-        size, count = self.batch_size, len(self) - self._position
+        size, count = self.batch_size, len(self) - self._handed_out
         version = -1 if self._snapshot is None else self._snapshot.version
-        generator = self._counter.at("plan", self._epoch, self._position, version).generator()
-        done, to_come = self._order.split((at := self._position * size, len(self._order) - at))
-        if self._position == 0 or not self.disjoint:
+        generator = self._counter.at("plan", self._epoch, self._handed_out, version).generator()
+        done, to_come = self._order.split((at := self._handed_out * size, len(self._order) - at))
+        if self._handed_out == 0 or not self.disjoint:
             to_come = torch.arange(self.num_rows)
         rows = to_come[torch.randperm(len(to_come), generator=generator)]
         whole = min(count, len(rows) // size)

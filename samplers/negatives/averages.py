@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from negbank.bank import require_rows
 from negbank.exclusions import Exclusions
 from negbank.samplers.negatives.contract import EncodedBatch, Info, hardness
 
@@ -43,26 +44,33 @@ class MovingAverages:
         share = 0.5 * (1 + math.cos(math.pi * step / self._decay)) if step < self._decay else 0.0
         return self._gamma + (1 - self._gamma) * share
 
-    def update(self, rows: Tensor, log_mean: Tensor, step: int) -> Tensor:
-        """Take log ĝ (V·B,) of rows (B,) in; the log u (V·B,) that each anchor is to be weighed against.
+    def moved(self, rows: Tensor, log_mean: Tensor, step: int) -> Tensor:
+        """The log u (V·B,) of rows (B,) with log ĝ (V·B,) taken in, which each anchor is to be weighed against.
 
-        With one u a row, each view is weighed against its own new average, and the mean of these is kept (algorithm 1).
         An anchor without negatives, log ĝ = −∞, changes nothing.
         """
         gamma, found = self.gamma(step), log_mean.view(self._views, -1).T
         old = self.log_u[rows].to(found.dtype).expand(found.shape)
         kept = old + (math.log1p(-gamma) if gamma < 1 else NEVER)
         new = torch.where(old == NEVER, found, torch.logaddexp(kept, math.log(gamma) + found))
-        new = torch.where(found == NEVER, old, new)
+        return torch.where(found == NEVER, old, new).T.flatten()
+
+    def keep(self, rows: Tensor, log_u: Tensor) -> None:
+        """Keep the log u (V·B,) of rows (B,): with one u a row the mean of its views' (algorithm 1)."""
+        new = log_u.view(self._views, -1).T
         per_view = self.log_u.shape[1] == self._views
         self.log_u[rows] = (new if per_view else new.logsumexp(1, keepdim=True) - math.log(self._views)).to(self.log_u)
-        return new.T.flatten()
 
     def weigh(self, rows: Tensor, logits: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """Weights exp(logits) / (R u) of all anchors (A, C) after u took the batch in, and log u (A,)."""
+        """Weights exp(logits) / (R u) of all anchors (A, C), and the log u (A,) that took the batch in.
+
+        Raises:
+            ValueError: for rows that are not of the data set.
+        """
+        require_rows(rows, len(self.log_u))
         count = (logits > NEVER).sum(1)
         log_count = count.to(logits.dtype).log()
-        log_u = self.update(rows, torch.where(count > 0, logits.logsumexp(1) - log_count, NEVER), step)
+        log_u = self.moved(rows, torch.where(count > 0, logits.logsumexp(1) - log_count, NEVER), step)
         return torch.where(logits > NEVER, (logits - (log_count + log_u)[:, None]).exp(), 0.0), log_u
 
     def state_dict(self) -> dict[str, Any]:

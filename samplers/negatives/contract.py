@@ -2,6 +2,10 @@
 
 ticket = sampler.draw(rows, step=t)          which further rows to encode, known before the forward pass
 negatives, info = sampler(batch, ticket)     their scores and weights, of the batch that was encoded with them
+negatives.commit()                           once the step is taken: what the sampler keeps of it
+
+Neither of the first two changes a sampler: a step that is refused for a loss or gradient that is not finite, or that is
+only measured, leaves no trace.
 """
 
 from __future__ import annotations
@@ -12,7 +16,8 @@ from typing import Any, Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from negbank.exclusions import NO_ROW, Exclusions
+from negbank.bank import NO_ROW, require_rows
+from negbank.exclusions import Exclusions
 from negbank.snapshot import Snapshot
 
 Info = dict[str, float]
@@ -145,7 +150,12 @@ class EncodedBatch(NamedTuple):
         return (self.anchors * self.positives).sum(-1)
 
     def allowed(self, exclude: Exclusions | None) -> Tensor:
-        """(A, C) bool: which candidates are allowed negatives of which anchor; without `exclude`, all but its row."""
+        """(A, C) bool: which candidates are allowed negatives of which anchor; without `exclude`, all but its row.
+
+        Raises:
+            ValueError: for rows that are not of the data set.
+        """
+        require_rows(self.rows, None if exclude is None else exclude.num_rows)
         ids = self.candidate_rows
         if exclude is None:
             allowed = self.rows[:, None] != ids
@@ -153,16 +163,23 @@ class EncodedBatch(NamedTuple):
             allowed = exclude.to(ids.device).allowed(self.rows, ids.expand(len(self.rows), -1))
         return allowed.repeat(self.views, 1)
 
-    def times(self, ids: Tensor) -> Tensor:
+    def times(self, ids: Tensor, each: Tensor | None = None) -> Tensor:
         """How often each candidate's row is among ids (B, n), those drawn for the batch's rows: (A, C).
 
-        A row with several columns, one a view, has an equal share of its count on each. −1 pads.
+        each: (A, n) or (A, 1), what a draw counts for an anchor; 1 by default. A row with several columns, one a view,
+        has an equal share of its count on each. −1 pads.
         """
         distinct, column, repeats = self.candidate_rows.unique(return_inverse=True, return_counts=True)
+        ids = ids.repeat(self.views, 1)
         count = self.anchors.new_zeros(len(ids), len(distinct))
         at = torch.searchsorted(distinct, ids.clamp(min=0).contiguous()).clamp(max=len(distinct) - 1)
-        count.scatter_add_(1, at, (ids != NO_ROW).to(count))
-        return (count / repeats)[:, column].repeat(self.views, 1)
+        drawn = (ids != NO_ROW).to(count)
+        count.scatter_add_(1, at, drawn if each is None else drawn * each.to(count))
+        return (count / repeats)[:, column]
+
+
+def keep_nothing() -> None:
+    """What most samplers keep of a step."""
 
 
 class Negatives(NamedTuple):
@@ -170,13 +187,15 @@ class Negatives(NamedTuple):
 
     The C columns are the batch's candidates, or what else the sampler keeps. positive_weight (A,): detached weight of
     the positive; None stands for Σ_r w_ir. temperature (A,) or (): τ of the anchors where it is not the loss's, with
-    gradient where it is learned.
+    gradient where it is learned. commit: to be called after the backward pass of a step that is taken; it moves what
+    the sampler keeps between steps: chains, averages, a queue, a cache.
     """
 
     scores: Tensor
     weights: Tensor
     positive_weight: Tensor | None = None
     temperature: Tensor | None = None
+    commit: Callable[[], None] = keep_nothing
 
 
 def hardness(weights: Tensor, scores: Tensor) -> float:
@@ -256,6 +275,8 @@ class NegativeSampler(Protocol):
     """Whether it asks the bank's index, so that a snapshot is to be built."""
     fresh_queries: bool = False
     """Whether `draw` wants the fresh embeddings: then views are encoded first, and further rows in a second pass."""
+    draws_ahead: bool = False
+    """Whether draws of a batch can change by a step only where that met one of the batch's rows, or by `update`."""
     momentum: float | None = None
     """Of the encoder that gives the batch's keys, θ_k ← m θ_k + (1 − m) θ after every step; None: there is none."""
     learned: Sequence[Tensor] = ()
@@ -272,15 +293,15 @@ class NegativeSampler(Protocol):
         where anchors are of another encoder those of its bank. Without them it is the bank rows that negatives are of.
 
         Raises:
-            ValueError: without `queries` for a sampler with `fresh_queries`.
+            ValueError: without `queries` for a sampler with `fresh_queries`, or for rows that are not of the data set.
         """
         return Ticket(step, rows, rows[:0])
 
     def __call__(self, batch: EncodedBatch, ticket: Ticket) -> tuple[Negatives, Info]:
-        """Scores and weights of every anchor's negatives.
+        """Scores and weights of every anchor's negatives. What is kept of the step, `Negatives.commit` keeps.
 
         Raises:
-            ValueError: for the ticket of another batch.
+            ValueError: for the ticket of another batch, or rows that are not of the data set.
         """
         ...
 

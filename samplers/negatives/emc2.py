@@ -31,17 +31,27 @@ independent draws from D_i up to terms of order B/N.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from negbank.bank import require_rows
 from negbank.bounds import Annotated, Count, Ge, Lt, Positive, Section, checked
 from negbank.counter import Counter
 from negbank.exclusions import Exclusions
 from negbank.proposals import Proposal
 from negbank.samplers.metropolis import NO_STATE
-from negbank.samplers.negatives.contract import EncodedBatch, Info, Negatives, NegativeSampler, Ticket, hardness
+from negbank.samplers.negatives.contract import (
+    EncodedBatch,
+    Info,
+    Negatives,
+    NegativeSampler,
+    Ticket,
+    hardness,
+    keep_nothing,
+)
 from negbank.samplers.negatives.index_draws import Drawn, IndexDraws
 from negbank.samplers.negatives.visit import Kernels, Stale, rows_of, spread
 from negbank.snapshot import Snapshot
@@ -125,6 +135,7 @@ class Emc2(NegativeSampler):
             proposal, draws=draws, pool=pool, stratified=False, fresh=query == "fresh", exclude=exclude
         )
         self.fresh_queries = self._index.fresh
+        self.draws_ahead = not self.fresh_queries  # a chain changes when its row is met
         self._kernels = Kernels(
             num_rows,
             views,
@@ -143,6 +154,7 @@ class Emc2(NegativeSampler):
 
     def draw(self, rows: Tensor, *, step: int, queries: Tensor | None = None) -> Ticket:
         """See `NegativeSampler.draw`: index proposals and carried states."""
+        require_rows(rows, len(self.chains))
         queries = self._index.queries(rows, queries)
         drawn = self._index(rows, queries, self._counter.at("draw", step).generator())
         states = self.chains[rows].T.flatten()
@@ -183,12 +195,15 @@ class Emc2(NegativeSampler):
             states, info = stale.end, stale.info
         else:
             kept, states, info = self._kernels.correct(stale, scores.detach(), ids, ticket.slots(self._views), place)
-        if self._persistent:
-            self.chains[chains] = states
         kept = kept.to(scores.dtype)
         weights = kept / kept.sum(1, keepdim=True).clamp(min=1)
         extra = {"extra_encodings": float(len(batch.drawn_rows)), "hardness": hardness(weights, scores)}
-        return Negatives(scores, weights), {**info, **extra}
+        commit = partial(self._keep, chains, states) if self._persistent else keep_nothing
+        return Negatives(scores, weights, commit=commit), {**info, **extra}
+
+    def _keep(self, chains: tuple[Tensor, Tensor], states: Tensor) -> None:
+        """Carry the states (A,) of chains on."""
+        self.chains[chains] = states
 
     def state_dict(self) -> dict[str, Any]:
         """The chains (N, V)."""

@@ -12,7 +12,11 @@ the first time at −log(t_j) = β s̃_ij + G_j.
             or 0 in T_i. Poisson(t |D_i| exp(b_i)) rings come before t, on average at most |D_i| exp(β slack) / |T_i|
 
 The draws are exact where no row outside T_i is nearer than its last one by more than `slack`: 0 for an exact search;
-one that misses rows needs as much as it misses them by. The same rings give an unbiased estimate of Z_i.
+one that misses rows needs as much as it misses them by.
+
+All clocks together ring at rate Z_i: the first ring comes at a time t ~ Exp(Z_i), whichever clock it is of. So a rival
+clock of rate exp(a) rings later with probability exp(−t e^a), whose mean is Z_i / (Z_i + e^a), and which is independent
+of the row drawn: what a draw has to be weighed by where e^a is in the denominator, too, without Z_i being known.
 """
 
 from __future__ import annotations
@@ -34,15 +38,26 @@ BLOCK = 1 << 15
 
 
 class Draws(NamedTuple):
-    """ids (B, n) drawn, log Z (B,) float64, and how many tail rows were looked at for each draw on average."""
+    """ids (B, n) drawn; log Z (B, 1) where it is known, or the log of each race's time (B, n), float64; and how many
+    tail rows were looked at for each draw on average."""
 
     ids: Tensor
-    log_partition: Tensor
+    log_partition: Tensor | None
+    log_times: Tensor | None
     tail: float
 
     def part(self, rows: slice) -> Draws:
         """Those for some of the rows."""
-        return Draws(self.ids[rows], self.log_partition[rows], self.tail)
+        known, times = (None if each is None else each[rows] for each in (self.log_partition, self.log_times))
+        return Draws(self.ids[rows], known, times, self.tail)
+
+    def first(self, log_rates: Tensor) -> Tensor:
+        """Weights (V·B, n or 1) of the draws, with mean Z / (Z + exp(log_rates)), for log_rates (V·B,) of V views."""
+        if self.log_partition is not None:
+            return torch.sigmoid(self.log_partition.repeat(len(log_rates) // len(self.ids), 1) - log_rates[:, None])
+        assert self.log_times is not None
+        times = self.log_times.repeat(len(log_rates) // len(self.ids), 1)
+        return (-(times + log_rates[:, None]).exp()).exp()
 
 
 def draw_exact(
@@ -77,8 +92,8 @@ def draw_exact(
     drawn = (block * width + at).clamp(max=count - 1)
     rounded = ~inside.gather(1, drawn)  # a point rounded up to the last sum, one in 2^53
     below = exclude.uniform(rows, n, generator=generator)
-    log_partition = torch.where(empty[:, 0], torch.inf, blocks[:, -1].log() + top[:, 0])
-    return Draws(torch.where(empty | rounded, below, drawn), log_partition, 0.0)
+    log_partition = torch.where(empty, torch.inf, blocks[:, -1:].log() + top)
+    return Draws(torch.where(empty | rounded, below, drawn), log_partition, None, 0.0)
 
 
 def draw_indexed(
@@ -95,7 +110,7 @@ def draw_indexed(
 ) -> Draws:
     """`draw_exact` over a snapshot, by its index: k rows retrieved and the tail's noise drawn lazily.
 
-    log Z is that of an unbiased estimate of Z. Anchors none of whose k rows is in D_i are drawn for by `draw_exact`.
+    Anchors none of whose k rows is in D_i are drawn for by `draw_exact`.
     """
     device, count = rows.device, len(rows)
     found, inside = search_allowed(snapshot.index, exclude, Anchors(rows, queries), k)
@@ -115,23 +130,23 @@ def draw_indexed(
     listed = torch.where(inside, found.ids, NO_ROW)
     share = _tail_shares(snapshot, queries, anchor, ids, listed, bound, temperature)
     counts = uniforms((len(race),), generator=generator, device=device) < share
-    # of those that count the first one wins; they are alike whenever they ring, so that any of them may stand for it
-    order = torch.where(counts, torch.arange(len(race), device=device), len(race))
-    winner = order.new_full((count * n,), len(race)).scatter_reduce(0, race, order, "amin")
-    ids = torch.cat((ids, ids.new_full((1,), NO_ROW)))
-    drawn = torch.where(winner < len(race), ids[winner], drawn.flatten())
-    # Z = Σ_T exp(βs̃) + Z_tail: rings of rate |D| exp(b), over the time of all n races, each worth its share of exp(b)
-    seen = share.new_zeros(count).scatter_add_(0, anchor, share)
-    log_partition = torch.logaddexp(head.logsumexp(1), seen.log() - log_first.logsumexp(1))
-    drawn = drawn.view(count, n)
+    # of those that count the first one wins
+    moment = uniforms((len(race),), generator=generator, device=device)  # of the time until the head's first ring
+    moment = torch.where(counts, moment, torch.inf)
+    earliest = moment.new_ones(count * n).scatter_reduce(0, race, moment, "amin")
+    wins = moment == earliest[race]
+    drawn = drawn.flatten().index_put((race[wins],), ids[wins]).view(count, n)
+    log_times = log_first + earliest.view(count, n).log()
     alone = ~inside.any(1)
     if bool(alone.any()):  # all that was retrieved is excluded: there is no head to race against
         exact = draw_exact(
             snapshot.vectors, snapshot.written, rows[alone], queries[alone], n,
             temperature=temperature, exclude=exclude, generator=generator,
         )  # fmt: skip
-        drawn[alone], log_partition[alone] = exact.ids, exact.log_partition
-    return Draws(drawn, log_partition, len(race) / max(1, count * n))
+        assert exact.log_partition is not None
+        noise = uniforms((len(exact.ids), n), generator=generator, device=device)
+        drawn[alone], log_times[alone] = exact.ids, (-noise.log()).log() - exact.log_partition
+    return Draws(drawn, None, log_times, len(race) / max(1, count * n))
 
 
 def _tail_shares(

@@ -17,6 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from negbank.bank import require_rows
 from negbank.bounds import Count, Positive, checked
 from negbank.counter import Counter, uniforms
 from negbank.exclusions import NO_ROW, Exclusions
@@ -69,6 +70,7 @@ class Hardest(NegativeSampler):
         if draws is not None and draws > k:
             raise ValueError(f"draws={draws}: expected 1..{k}, some of the k rows retrieved, or None for all")
         self.fresh_queries = query == "fresh"
+        self.draws_ahead = not self.fresh_queries
         self._temperature, self._k, self._draws, self._weights = temperature, k, draws, weights
         self._positive, self._counter = positive, counter
         self._exclude = exclude or Exclusions(num_rows)
@@ -80,6 +82,7 @@ class Hardest(NegativeSampler):
 
     def draw(self, rows: Tensor, *, step: int, queries: Tensor | None = None) -> Ticket:
         """See `NegativeSampler.draw`; the ticket's own are the rows retrieved (B, n), −1 pads."""
+        require_rows(rows, self._exclude.num_rows)
         exclude, count = self._exclude.to(rows.device), self._draws or self._k
         vectors = None if self._snapshot is None else self._snapshot.vectors
         queries = asked(rows, queries, vectors, fresh=self.fresh_queries)

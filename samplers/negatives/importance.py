@@ -31,6 +31,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from negbank.bank import require_rows
 from negbank.bounds import Annotated, Ge, Positive, Section, checked
 from negbank.counter import Counter
 from negbank.exclusions import Exclusions
@@ -91,6 +92,7 @@ class Importance(NegativeSampler):
             exclude=self._exclude,
         )
         self.fresh_queries, self.reads_snapshot = self._index.fresh, draws > 0
+        self.draws_ahead = not self.fresh_queries
 
     def update(self, snapshot: Snapshot) -> None:
         """Propose from this version of the bank from now on."""
@@ -98,6 +100,7 @@ class Importance(NegativeSampler):
 
     def draw(self, rows: Tensor, *, step: int, queries: Tensor | None = None) -> Ticket:
         """See `NegativeSampler.draw`."""
+        require_rows(rows, self._num_rows)
         generator = self._counter.at("draw", step).generator()
         drawn = self._index(rows, self._index.queries(rows, queries), generator)
         return Ticket.of(step, rows, drawn.ids, drawn)

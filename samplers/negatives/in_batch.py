@@ -54,10 +54,9 @@ class InBatch(NegativeSampler):
         """See `NegativeSampler.__call__`."""
         scores = batch.scores
         temperature: Tensor | float = self._temperature
-        if self.learned:
-            with torch.no_grad():
-                self._log_beta.clamp_(max=-math.log(self._lowest))
-            temperature = (-self._log_beta).exp()
+        if self.learned:  # as if it were clamped in place, which `commit` does once the step is taken
+            value = self._log_beta.detach()
+            temperature = (value - self._log_beta - value.clamp(max=-math.log(self._lowest))).exp()
         with torch.no_grad():
             logits = torch.where(batch.allowed(self._exclude), scores, -torch.inf)
             weights = torch.softmax(torch.cat((logits, batch.positive_scores[:, None]), 1) / temperature, 1)[:, :-1]
@@ -65,7 +64,11 @@ class InBatch(NegativeSampler):
         if not isinstance(temperature, Tensor):
             return Negatives(scores, weights), info
         info["temperature"] = float(temperature.detach())
-        return Negatives(scores, weights, temperature=temperature), info
+        return Negatives(scores, weights, temperature=temperature, commit=self._clamp), info
+
+    @torch.no_grad()
+    def _clamp(self) -> None:
+        self._log_beta.clamp_(max=-math.log(self._lowest))
 
     def state_dict(self) -> dict[str, Any]:
         """log β where it is learned."""

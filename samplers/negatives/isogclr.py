@@ -10,11 +10,13 @@ surrogate's one β is the same for all anchors.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from negbank.bank import require_rows
 from negbank.bounds import Annotated, Ge, Gt, Le, Positive, checked
 from negbank.exclusions import Exclusions
 from negbank.samplers.negatives.averages import NEVER, MovingAverages, compared, report
@@ -82,18 +84,20 @@ class ISogClr(NegativeSampler):
         ticket.require(batch)
         scores = batch.scores
         with torch.no_grad():
+            require_rows(batch.rows, len(self.temperatures))
             tau = self.temperatures[batch.rows].to(scores.dtype)
             logits = compared(batch, scores, self._exclude, relative=self._relative) / tau.repeat(batch.views)[:, None]
             weights, log_u = self.averages.weigh(batch.rows, logits, ticket.step)
             slope = log_u + self._rho - (weights * torch.where(weights > 0, logits, 0.0)).sum(1)
             slope = torch.where((logits > NEVER).any(1), slope, NEVER)
-            self._descend(batch.rows, tau, slope.view(batch.views, -1).mean(0))
         ones = None if self._relative else torch.ones_like(log_u)
+        commit = partial(self._keep, batch.rows, log_u, tau, slope.view(batch.views, -1).mean(0))
         info = report(weights, scores, log_u, self.averages.gamma(ticket.step))
-        return Negatives(scores, weights, ones), {**info, "temperature": float(tau.mean())}
+        return Negatives(scores, weights, ones, commit=commit), {**info, "temperature": float(tau.mean())}
 
-    def _descend(self, rows: Tensor, tau: Tensor, slope: Tensor) -> None:
-        """One step of the temperatures of rows (B,), from tau (B,) along the gradients slope (B,)."""
+    def _keep(self, rows: Tensor, log_u: Tensor, tau: Tensor, slope: Tensor) -> None:
+        """Keep log u (A,), and take one step of the temperatures of rows (B,), from tau (B,) along slope (B,)."""
+        self.averages.keep(rows, log_u)
         found = slope > NEVER  # an anchor without negatives tells nothing
         old = self.velocities[rows].to(slope.dtype)
         velocity = torch.where(found, (1 - self._newest) * old + self._newest * slope, old)

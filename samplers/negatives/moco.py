@@ -15,14 +15,24 @@ The trainer keeps the momentum encoder, as for any sampler that has a `momentum`
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from negbank.bank import require_rows
 from negbank.bounds import Annotated, Ge, Lt, Positive, checked
 from negbank.exclusions import NO_ROW, Exclusions
-from negbank.samplers.negatives.contract import EncodedBatch, Info, Negatives, NegativeSampler, Ticket, hardness
+from negbank.samplers.negatives.contract import (
+    EncodedBatch,
+    Info,
+    Negatives,
+    NegativeSampler,
+    Ticket,
+    hardness,
+    keep_nothing,
+)
 
 
 class Moco(NegativeSampler):
@@ -60,12 +70,12 @@ class Moco(NegativeSampler):
         Raises:
             ValueError: for a batch without keys.
         """
+        require_rows(batch.rows, self._exclude.num_rows)
         if batch.keys is None:
             raise ValueError("batch: has no keys; encode the views with a momentum encoder, too, and pass them as keys")
         if len(self.ids):
-            if self.keys is None:
-                self.keys = batch.keys.new_zeros(len(self.ids), batch.keys.shape[1])
-            scores = batch.anchors @ self.keys.T.clone()  # the backward pass needs them as they are before they move on
+            queue = batch.keys.new_zeros(len(self.ids), batch.keys.shape[1]) if self.keys is None else self.keys
+            scores = batch.anchors @ queue.T
             allowed = self._exclude.allowed(batch.rows, self.ids.expand(len(batch.rows), -1)).repeat(batch.views, 1)
         else:
             scores = batch.anchors @ batch.keys.T
@@ -75,15 +85,18 @@ class Moco(NegativeSampler):
             logits = (scores / self._temperature).masked_fill_(~allowed, -torch.inf)
             log_sum = torch.logaddexp(logits.logsumexp(1), positive)
             weights = logits.sub_(log_sum[:, None]).exp_()
-            if ticket is None or ticket.last:
-                self._enqueue(batch)
-        return Negatives(scores, weights), {"hardness": hardness(weights, scores), "keys": float(allowed[0].sum())}
+        commit = partial(self._enqueue, batch) if ticket is None or ticket.last else keep_nothing
+        info = {"hardness": hardness(weights, scores), "keys": float(allowed[0].sum())}
+        return Negatives(scores, weights, commit=commit), info
 
+    @torch.no_grad()
     def _enqueue(self, batch: EncodedBatch) -> None:
         """Put the batch's keys (V·B, D) in place of the oldest."""
         size = len(self.ids)
-        if size == 0 or self.keys is None or batch.keys is None:
+        if size == 0 or batch.keys is None:
             return
+        if self.keys is None:
+            self.keys = batch.keys.new_zeros(size, batch.keys.shape[1])
         rows, keys = batch.batch_rows.repeat(batch.views)[-size:], batch.keys.detach()[-size:]
         at = (self.position + torch.arange(len(rows), device=rows.device)) % size
         self.ids[at], self.keys[at] = rows, keys.to(self.keys)

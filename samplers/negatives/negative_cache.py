@@ -4,7 +4,9 @@
     w_ir = (1 − p_i⁺) · (times r was drawn) / n,                  p_i⁺ = exp(β s_i⁺) / (exp(β s_i⁺) + Z_i)
 
 with s̃ from the cache and s_i⁺ fresh (sec. 3). Were the cache fresh, the mean of Σ_r w_ir ∇s_ir would be the gradient
-of the cross-entropy over all of D_i. `positive=False` leaves the positive out of the denominator, p_i⁺ = 0.
+of the cross-entropy over all of D_i. `positive=False` leaves the positive out of the denominator, p_i⁺ = 0. Through an
+index Z_i is not known, and a draw whose race took the time t weighs exp(−t e^{βs_i⁺}) in place of 1 − p_i⁺, its mean:
+so it is exact at any number of draws, where an estimate of Z_i in p_i⁺ would not be.
 
 `search="exact"`: the sampler keeps a cache of its own, a row for a row of the data set. A step writes to it all that
 is encoded: the batch, the drawn rows, and the ρN rows that were written longest ago, which `draw` asks for to no
@@ -17,16 +19,25 @@ other end. The softmax is over all rows written so far.
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from negbank.bank import EmbeddingBank, unit_rows
+from negbank.bank import EmbeddingBank, require_rows, unit_rows
 from negbank.bounds import Annotated, Count, Ge, Positive, Share, checked
 from negbank.counter import Counter, uniforms
 from negbank.exclusions import Exclusions
-from negbank.samplers.negatives.contract import EncodedBatch, Info, Negatives, NegativeSampler, Ticket, hardness
+from negbank.samplers.negatives.contract import (
+    EncodedBatch,
+    Info,
+    Negatives,
+    NegativeSampler,
+    Ticket,
+    hardness,
+    keep_nothing,
+)
 from negbank.samplers.negatives.gumbel import Draws, draw_exact, draw_indexed
 from negbank.samplers.negatives.index_draws import asked
 from negbank.snapshot import Snapshot
@@ -85,6 +96,7 @@ class NegativeCache(NegativeSampler):
                 f"raise k, or take search='exact'"
             )
         self.fresh_queries, self.reads_snapshot = query == "fresh", search == "index"
+        self.draws_ahead = self.reads_snapshot and not self.fresh_queries  # a cache of its own changes at every step
         self._num_rows, self._temperature, self._positive = num_rows, temperature, positive
         self._count, self._indexed, self._k, self._slack = draws, search == "index", k, slack
         self._stale = math.ceil(refresh * num_rows)
@@ -99,6 +111,7 @@ class NegativeCache(NegativeSampler):
 
     def draw(self, rows: Tensor, *, step: int, queries: Tensor | None = None) -> Ticket:
         """See `NegativeSampler.draw`: drawn rows, and those whose turn it is to be refreshed."""
+        require_rows(rows, self._num_rows)
         vectors = None if self._snapshot is None else self._snapshot.vectors
         vectors = vectors if self.cache is None else self.cache.vectors
         queries = asked(rows, queries, vectors, fresh=self.fresh_queries)
@@ -115,27 +128,24 @@ class NegativeCache(NegativeSampler):
         if self.cache is not None:
             return draw_exact(self.cache.vectors, self.cache.written, rows, queries, self._count, **settings)
         uniform = self._exclude.uniform(rows, self._count, generator=generator)  # nothing is cached yet
-        return Draws(uniform, torch.full((len(rows),), torch.inf, dtype=torch.float64, device=rows.device), 0.0)
+        return Draws(uniform, torch.full((len(rows), 1), torch.inf, dtype=torch.float64, device=rows.device), None, 0.0)
 
     def __call__(self, batch: EncodedBatch, ticket: Ticket) -> tuple[Negatives, Info]:
         """See `NegativeSampler.__call__`."""
         ticket.require(batch)
         draws, scores = ticket.own, batch.scores
         with torch.no_grad():
-            weights = batch.times(draws.ids) / self._count
-            if self._positive:  # 1 − p⁺
-                positive = batch.positive_scores.double() / self._temperature
-                share = torch.sigmoid(draws.log_partition.repeat(batch.views) - positive)
-                weights = weights * share.to(weights)[:, None]
-            if ticket.last:
-                self._write(batch, ticket.step)
+            positive = batch.positive_scores.double() / self._temperature
+            share = draws.first(positive) if self._positive else None  # 1 − p⁺
+            weights = batch.times(draws.ids, share) / self._count
         info = {
             "hardness": hardness(weights, scores),
             "weight": float(weights.sum(1).mean()),
             "tail_rows": draws.tail,
             "extra_encodings": float(len(batch.drawn_rows)),
         }
-        return Negatives(scores, weights), info
+        commit = partial(self._write, batch, ticket.step) if ticket.last else keep_nothing
+        return Negatives(scores, weights, commit=commit), info
 
     def _oldest(self, rows: Tensor, generator: torch.Generator) -> Tensor:
         """The rows (ρN,) that were written longest ago, those never written first, in random order of equals."""
@@ -147,6 +157,7 @@ class NegativeCache(NegativeSampler):
         age[rows] = torch.inf  # they are written anyway
         return age.topk(min(self._stale, self._num_rows - len(rows)), largest=False).indices
 
+    @torch.no_grad()
     def _write(self, batch: EncodedBatch, step: int) -> None:
         """Keep what was encoded: of a row of the batch the mean of its views."""
         if self._indexed:

@@ -15,6 +15,7 @@ u_i is an expectation over the data set: the batch's rows must be uniform draws 
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -67,7 +68,9 @@ class SogClr(NegativeSampler):
             h = compared(batch, scores, self._exclude, relative=self._relative)
             weights, log_u = self.averages.weigh(batch.rows, h / self._temperature, ticket.step)
         ones = None if self._relative else torch.ones_like(log_u)
-        return Negatives(scores, weights, ones), report(weights, scores, log_u, self.averages.gamma(ticket.step))
+        commit = partial(self.averages.keep, batch.rows, log_u)
+        info = report(weights, scores, log_u, self.averages.gamma(ticket.step))
+        return Negatives(scores, weights, ones, commit=commit), info
 
     def state_dict(self) -> dict[str, Any]:
         """See `MovingAverages.state_dict`."""

@@ -112,6 +112,93 @@ def test_it_goes_into_a_dataloader_with_workers(name):
 
 
 @every
+def test_an_iteration_that_is_left_loses_no_batch_and_two_at_a_time_give_the_same(name):
+    sampler, twin = make(name), make(name)
+    sampler.update(snapshot())
+    twin.update(snapshot())
+    first, second = list(twin), list(twin)
+    for taken in (1, 3):
+        assert take(iter(sampler), taken) == first[:taken]
+    assert list(zip(sampler, sampler)) == list(zip(first, first))
+    assert list(sampler) == second
+
+
+@pytest.mark.parametrize("update", [None, "before the batches read ahead", "after them"])
+@every
+def test_what_was_read_ahead_and_not_used_comes_again(name, update):
+    """A loop reads two batches ahead of those it uses; a snapshot may come in before or after it did."""
+    latest = snapshot(seed=1, version=1)
+    length = len(make(name))
+    for used in range(length + 1):
+        sampler = make(name)
+        sampler.update(snapshot())
+        stream = iter(sampler)
+        batches = take(stream, used)
+        if update and "before" in update:
+            sampler.update(latest)
+        batches += take(stream, min(2, length - used))
+        if used == length:
+            assert next(stream, None) is None  # a loader asks until the end of the epoch
+        if update and "after" in update:
+            sampler.update(latest)
+        state = sampler.state_dict(consumed=used)
+        other = make(name)
+        other.update(latest if update else snapshot())
+        other.load_state_dict(state)
+        batches += list(stream)
+        assert batches[:used] + list(other) + (list(other) if used < length else []) == batches + list(sampler)
+        with pytest.raises(ValueError, match=rf"consumed=99: expected 0\.\.{length}, "):
+            sampler.state_dict(consumed=99)
+
+
+@pytest.mark.parametrize("name", ["uniform", "drawn"])
+def test_a_dataloader_with_workers_resumes_after_the_batches_that_were_used(name):
+    sampler, twin, resumed = make(name), make(name), make(name)
+    for each in (sampler, twin, resumed):
+        each.update(snapshot())
+    expected = list(twin) + list(twin)
+
+    def load(batches):
+        return DataLoader(TensorDataset(torch.arange(ROWS)), batch_sampler=batches, num_workers=2)
+
+    seen = []
+    for used, (rows,) in enumerate(load(sampler), start=1):
+        seen.append(rows.tolist())
+        if used == 2:
+            break
+    assert sampler.state_dict()["position"] > 2  # read ahead
+    resumed.load_state_dict(sampler.state_dict(consumed=2))
+    for used, (rows,) in enumerate(load(resumed), start=1):  # counted from the beginning of this loop
+        seen.append(rows.tolist())
+        if used == 3:
+            break
+    resumed.load_state_dict(resumed.state_dict(consumed=3))
+    seen += [rows.tolist() for _ in range(2) for (rows,) in load(resumed)]
+    assert seen == expected
+
+
+@pytest.mark.parametrize("every_n_steps", [1, 2])
+def test_torchdatas_loader_resumes_by_itself(every_n_steps):
+    loading = pytest.importorskip("torchdata.stateful_dataloader")
+
+    def load(batches):
+        data = TensorDataset(torch.arange(ROWS))
+        return loading.StatefulDataLoader(
+            data, batch_sampler=batches, num_workers=2, snapshot_every_n_steps=every_n_steps
+        )
+
+    sampler, twin, resumed = make("drawn"), make("drawn"), make("drawn")
+    for each in (sampler, twin, resumed):
+        each.update(snapshot())
+    expected, loader = list(twin), load(sampler)
+    stream = iter(loader)
+    seen = [next(stream)[0].tolist() for _ in range(3)]
+    after = load(resumed)
+    after.load_state_dict(loader.state_dict())
+    assert seen + [rows.tolist() for (rows,) in after] == expected
+
+
+@every
 def test_a_newer_snapshot_plans_what_is_left_of_the_epoch(name):
     sampler, twin = make(name), make(name)
     for each in (sampler, twin):

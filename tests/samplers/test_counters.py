@@ -64,7 +64,9 @@ def visit(made, z, step):
     rows = torch.randperm(N, generator=torch.Generator().manual_seed(step))[:12]
     ticket = made.draw(rows, step=step)
     batch = EncodedBatch.from_views(rows, torch.cat((z[rows], z[rows], z[ticket.further])), ticket.further)
-    return ticket.further, made(batch, ticket)[0].weights
+    negatives, _ = made(batch, ticket)
+    negatives.commit()
+    return ticket.further, negatives.weights
 
 
 def alike(one, other):

@@ -37,7 +37,9 @@ def visit(made, z, rows, step=None):
     made.at = step = getattr(made, "at", -1) + 1 if step is None else step
     ticket = made.draw(rows, step=step, queries=z[rows] if made.fresh_queries else None)
     batch = encoded(z, ticket)
-    return batch, *made(batch, ticket)
+    negatives, info = made(batch, ticket)
+    negatives.commit()
+    return batch, negatives, info
 
 
 def encoded(z, ticket):
@@ -176,7 +178,7 @@ def test_weights_are_shares_of_kept_states_on_allowed_columns(data, proposals, p
         exclude=exclude,
     )
     for rows in torch.randperm(N, generator=torch.Generator().manual_seed(0)).split(16):
-        batch, (scores, weights, positive_weight, _), info = visit(made, z, rows)
+        batch, (scores, weights, positive_weight, *_), info = visit(made, z, rows)
         assert positive_weight is None
         torch.testing.assert_close(scores, batch.anchors @ batch.candidates.T)
         torch.testing.assert_close(weights.sum(1), torch.ones(32))
@@ -198,7 +200,7 @@ def test_drawn_rows_are_distinct_further_and_hold_every_carried_state(data):
         assert not torch.isin(drawn, rows).any()
         every = torch.cat((rows, drawn))
         assert torch.isin(carried[carried != NO_STATE], every).all()
-        made(encoded(z, ticket), ticket)
+        made(encoded(z, ticket), ticket)[0].commit()
         assert torch.isin(made.chains[rows], every).all()
 
 

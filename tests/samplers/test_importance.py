@@ -43,7 +43,9 @@ def visit(made, z, rows, step=None):
     made.at = step = getattr(made, "at", -1) + 1 if step is None else step
     ticket = made.draw(rows, step=step, queries=z[rows] if made.fresh_queries else None)
     batch = encoded(z, ticket)
-    return batch, *made(batch, ticket)
+    negatives, info = made(batch, ticket)
+    negatives.commit()
+    return batch, negatives, info
 
 
 def encoded(z, ticket):

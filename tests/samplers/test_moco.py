@@ -31,7 +31,7 @@ def filled(queue, batches=3, **options):
     """A sampler that has seen some batches of rows B, B + 1, ..."""
     sampler = Moco(N, temperature=TEMPERATURE, queue=queue, **options)
     for i in range(batches):
-        sampler(embed(raw(50 + i), rows=ROWS + B * (i + 1), seed=200 + i))
+        sampler(embed(raw(50 + i), rows=ROWS + B * (i + 1), seed=200 + i))[0].commit()
     return sampler
 
 
@@ -80,6 +80,7 @@ def test_the_newest_keys_stay_with_their_rows_and_the_batch_is_no_negative_of_it
     for i in range(6):
         batch = embed(raw(i), rows=(ROWS + 4 * i) % N, seed=300 + i)
         negatives, info = sampler(batch)
+        negatives.commit()
         assert info["keys"] == len(seen_ids) - (seen_ids == batch.rows[0]).sum()
         assert (negatives.weights > 0).sum(1).max() <= len(seen_ids)
         seen_ids = torch.cat((seen_ids, batch.rows.repeat(2)))[-20:]

@@ -120,6 +120,6 @@ def test_the_cache_of_a_direction_holds_the_other_side(clustered):
     made = NegativeCache(N, temperature=TEMPERATURE, query="fresh")
     ticket = made.draw(ROWS, step=0, queries=left[ROWS])
     drawn = ticket.further
-    made(EncodedBatch.from_pairs(ROWS, left[ROWS], right[ROWS], drawn, right[drawn]), ticket)
+    made(EncodedBatch.from_pairs(ROWS, left[ROWS], right[ROWS], drawn, right[drawn]), ticket)[0].commit()
     torch.testing.assert_close(made.cache.vectors[ROWS], right[ROWS])
     torch.testing.assert_close(made.cache.vectors[drawn], right[drawn])

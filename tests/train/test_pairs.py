@@ -96,12 +96,19 @@ def embedded(trainer):
     return [t.encoder(t.data.read(torch.arange(len(t.bank)), None)) for t in trainer.towers]
 
 
+def upcoming(trainer):
+    """The rows (B,) of the next batch."""
+    batches = copy.deepcopy(trainer.batches)
+    batches.load_state_dict(trainer.batches.state_dict())
+    return torch.tensor(next(iter(batches)))
+
+
 def test_infonce_is_the_symmetric_cross_entropy_of_clip():
     trainer = make(METHODS["infonce"], noisy=False)
     weights = [tower.encoder.weight for tower in trainer.towers]
     logs = [side.negatives.learned[0] for side in trainer.towers]
     for _ in range(3):
-        rows = torch.tensor(next(iter(copy.deepcopy(trainer.batches))))
+        rows = upcoming(trainer)
         left, right = embedded(trainer)
         scores = left[rows] @ right[rows].T
         ways = [nn.functional.cross_entropy(s * log.exp(), torch.arange(B)) for s, log in zip((scores, scores.T), logs)]
@@ -316,7 +323,7 @@ def test_moco_contrasts_with_the_other_sides_slow_keys(queue):
     """θ_k ← m θ_k + (1 − m) θ a side; anchors of one against keys of the other, as ALBEF and MoCo do for pairs."""
     trainer = make({"type": "moco", "queue": queue, "momentum": 0.75}, noisy=False)
     for _ in range(3):
-        rows = torch.tensor(next(iter(copy.deepcopy(trainer.batches))))
+        rows = upcoming(trainer)
         slow = [s.eval()(t.data.read(rows, None)).detach() for s, t in zip(trainer.slow, trainer.towers)]
         before = [s.weight.clone() for s in trainer.slow]
         kept = [None if t.negatives.keys is None else t.negatives.keys.clone() for t in trainer.towers]

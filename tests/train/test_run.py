@@ -343,6 +343,15 @@ def test_metrics_that_are_changed_under_a_run_end_it(tmp_path, monkeypatch):
     assert path.read_bytes() == rows
 
 
+def test_checkpoints_of_nine_digits_and_more_are_found_and_the_oldest_dropped(tmp_path):
+    for step in (99_999_999, 10**8, 10**9):
+        checkpoint.save(tmp_path, {"trainer": {"step": step, "towers": []}}, [])
+    assert checkpoint.steps(tmp_path) == [10**8, 10**9]
+    found = checkpoint.load(tmp_path, device=torch.device("cpu"))
+    assert found is not None
+    assert found[0]["trainer"]["step"] == 10**9
+
+
 def test_eval_changes_nothing_in_the_run_directory(tmp_path):
     start(in_process(tmp_path))
     before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}

@@ -10,7 +10,7 @@ from negbank import EmbeddingBank
 from negbank.counter import Counter, seeded_uniforms
 from negbank.proposals import HeadTail
 from negbank.samplers.batches import UniformBatches
-from negbank.samplers.negatives import InBatch, Ticket
+from negbank.samplers.negatives import Emc2, InBatch, ISogClr, NegativeCache, SogClr, Ticket
 from negbank.train import losses
 from negbank.train.build import build
 from negbank.train.config import parse
@@ -122,9 +122,13 @@ def test_a_step_is_a_gradient_step_on_the_textbook_loss():
         torch.testing.assert_close(mine, theirs, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("negatives", [InBatch, SogClr, ISogClr, Emc2, NegativeCache])
 @pytest.mark.parametrize("what", ["embedding", "loss", "gradient"])
-def test_what_is_not_finite_stops_before_the_optimiser_and_is_named(what, monkeypatch):
-    trainer = make()
+def test_what_is_not_finite_stops_before_the_optimiser_and_is_named(what, negatives, monkeypatch):
+    trainer = make(
+        InBatch(temperature=0.2, learn=True) if negatives is InBatch
+        else negatives(ROWS, temperature=0.2, **({"proposals": "in_batch"} if negatives is Emc2 else {}))
+    )  # fmt: skip
     for _ in range(3):
         trainer.step()
     module, bank = trainer.towers[0].encoder, trainer.towers[0].bank
@@ -134,11 +138,13 @@ def test_what_is_not_finite_stops_before_the_optimiser_and_is_named(what, monkey
     elif what == "gradient":
         module.layer.weight.register_hook(lambda gradient: gradient * torch.nan)
     else:
-        monkeypatch.setattr("negbank.train.trainer.surrogate", lambda *a, **k: losses.surrogate(*a, **k) * torch.inf)
+        surrogate = losses.surrogate
+        monkeypatch.setattr(losses, "surrogate", lambda *a, **k: surrogate(*a, **k) * torch.inf)
     before = [p.detach().clone() for p in module.parameters()]
-    vectors = bank.vectors.clone()
+    vectors, kept = bank.vectors.clone(), str(trainer.towers[0].negatives.state_dict())
     with pytest.raises(NonFiniteError, match=f"step 3: the {what} of rows .*start anew in another run.dir"):
         trainer.step()
+    assert str(trainer.towers[0].negatives.state_dict()) == kept
     assert all(torch.equal(a, b) for a, b in zip(before, module.parameters()))
     assert torch.equal(vectors, bank.vectors)
 
@@ -194,7 +200,7 @@ def test_in_batch_proposals_need_uniform_batches():
     with pytest.raises(ValueError, match=r"takes the batch's rows for uniform draws.*batches\.type=uniform"):
         make(negatives, batches)
     negatives.requires, batches.known = "known", False
-    with pytest.raises(ValueError, match="which is not known of UniformBatches batches"):
+    with pytest.raises(ValueError, match="which is not known of uniform batches"):
         make(negatives, batches)
     negatives.requires = "any"
     make(negatives, batches)

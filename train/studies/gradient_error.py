@@ -180,10 +180,9 @@ def exact_gradient(
 
 
 def _estimate(trainer: Trainer, views: FixedViews, batch: list[int], step: int) -> Tensor:
-    """The surrogate's gradient (P,) for a batch and the draws of a step; the samplers' states are put back."""
+    """The surrogate's gradient (P,) for a batch and the draws of a step, of which the samplers keep nothing."""
     rows, encoders = torch.tensor(batch, device=trainer.device), [tower.encoder for tower in trainer.towers]
     every = (rows.repeat(trainer.views), torch.arange(trainer.views).repeat_interleave(len(rows)))
-    before = [tower.negatives.state_dict() for tower in trainer.towers]
     embeddings = [encoder(views.read(t, *every)).float() for t, encoder in enumerate(encoders)]
     with torch.no_grad():
         keys = [None if slow is None else slow(views.read(t, *every)).float() for t, slow in enumerate(trainer.slow)]
@@ -201,9 +200,7 @@ def _estimate(trainer: Trainer, views: FixedViews, batch: list[int], step: int) 
             )
             drawn = encoders[way.keys](views.read(way.keys, further, seen)).float()
             embeddings[way.keys] = torch.cat((embeddings[way.keys], drawn))
-    losses, _, _ = trainer.contrast(rows, Encoded(embeddings, keys, tickets))
-    for tower, state in zip(trainer.towers, before):
-        tower.negatives.load_state_dict(state)
+    losses, *_ = trainer.contrast(rows, Encoded(embeddings, keys, tickets))
     return _gradient(torch.stack(losses).mean(), encoders)
 
 
