@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import signal
 import sys
 import time
@@ -27,7 +26,7 @@ from negbank.train.config import to_dict
 from negbank.train.config.differences import differences
 from negbank.train.hooks import Running
 
-CONFIG, METRICS, CHECKPOINTS = "config.yaml", "metrics.jsonl", "checkpoints"
+CONFIG, METRICS, CHECKPOINTS, SUMMARY = "config.yaml", checkpoint.METRICS, "checkpoints", "summary.json"
 
 
 class RunError(RuntimeError):
@@ -64,7 +63,7 @@ class Loop:
         self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=trainer.step_number + 1)
         with (
             closing(self._board),
-            (self.folder / METRICS).open("a") as self._metrics,
+            closing(report.Metrics(self.folder / METRICS)) as self._metrics,
             handled(self._ask, signal.SIGTERM, signal.SIGINT),
             self._workers(),
             tqdm(
@@ -107,15 +106,20 @@ class Loop:
             self._done = True
             final = self.assembly.evaluation.full()
             self._log(report.EVALUATION, {**final, "encodings": trainer.encodings})
+            self._logged()
         self.seconds = time.perf_counter() - started
         return self._finish(final)
 
-    def restore(self) -> int | None:
-        """Take up the newest checkpoint; the bytes of metrics.jsonl it knew, or None when there is none."""
-        found = checkpoint.load(self.folder / CHECKPOINTS, device=self.assembly.device)
+    def restore(self, passed_over: Callable[[str], None] | None = None) -> bytes | None:
+        """Take up the newest checkpoint; what it knew of metrics.jsonl, or None when there is none.
+
+        Args:
+            passed_over: see `negbank.train.checkpoint.load`.
+        """
+        found = checkpoint.load(self.folder / CHECKPOINTS, device=self.assembly.device, passed_over=passed_over)
         if found is None:
             return None
-        state, snapshots = found
+        state, snapshots, metrics = found
         mine, theirs = (lengthen.without_length(each) for each in (to_dict(self.assembly.config), state["config"]))
         differ = differences(mine, theirs, "in the checkpoint")
         if differ:
@@ -127,7 +131,7 @@ class Loop:
         for name, hook in self.assembly.hooks.items():
             hook.load_state_dict(state["hooks"][name])
         self.kept, self.seconds = state["kept"], state["seconds"]
-        return int(state["metrics_bytes"])
+        return metrics
 
     def _lengthen(self, step: int, before: int) -> None:
         """Go on from a checkpoint of a run of `before` steps, which may be another number than this one's."""
@@ -188,17 +192,22 @@ class Loop:
             **{k: v if _finite(v) else None for k, v in values.items()},
             "step": self.trainer.step_number,
         }
-        self._metrics.write(json.dumps(row, allow_nan=False) + "\n")
+        self._metrics.write(row)
         for key, value in values.items():
             if isinstance(value, int | float) and _finite(value):
                 self._board.add_scalar(f"{event}/{key}", value, self.trainer.step_number)
 
-    def _checkpoint(self) -> None:
+    def _logged(self) -> bytes:
+        """All that was logged, as the disk now holds it."""
         try:
-            self._metrics.flush()
-            os.fsync(self._metrics.fileno())
+            return self._metrics.whole()
+        except files.DamagedError as error:
+            raise RunError(str(error)) from None
         except OSError as error:
             raise RunError(f"{self.folder / METRICS}: not written ({error}); free some space, then resume") from error
+
+    def _checkpoint(self) -> None:
+        metrics = self._logged()
         self._board.flush()
         state = {
             "config": to_dict(self.assembly.config),
@@ -207,9 +216,8 @@ class Loop:
             "hooks": {name: hook.state_dict() for name, hook in self.assembly.hooks.items()},
             "kept": self.kept,
             "seconds": self.seconds,
-            "metrics_bytes": self._metrics.tell(),
         }
-        checkpoint.save(self.folder / CHECKPOINTS, state, self.trainer.snapshots())
+        checkpoint.save(self.folder / CHECKPOINTS, state, self.trainer.snapshots(), metrics)
 
     def _finish(self, final: dict[str, float]) -> dict[str, Any]:
         summary = {
@@ -225,7 +233,8 @@ class Loop:
         for hook in self.assembly.hooks.values():
             summary |= hook.finish()
         report.draw_summary(report.read_metrics(self.folder / METRICS), summary, self.folder / "summary.png")
-        files.write(self.folder / "summary.json", json.dumps(summary, indent=1) + "\n")
+        files.write(self.folder / SUMMARY, json.dumps(summary, indent=1) + "\n")
+        files.seal(self.folder, {"is": "a finished run", "steps": self.trainer.step_number}, (METRICS, SUMMARY))
         return summary
 
     def _ask(self, number: int, frame: FrameType | None) -> None:

@@ -8,6 +8,7 @@ parts, independent of each other, so that neither their size nor who computes th
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -118,7 +119,7 @@ def mine_hard_negatives(
             finite or zero, integer embeddings, widths that differ, ids that come twice or are unknown, a shard that is
             truncated, a budget too small; from margins where a query has no positive.
         FileNotFoundError: for a path that does not exist.
-        OSError: when `out` cannot be written.
+        OSError: when `out` cannot be written, or, as `OwnedError`, is written by another process.
         DamagedSnapshotError: for a saved snapshot that is damaged or of another format.
 
     The margins and their defaults follow NV-Retriever (Moreira et al. 2024, arXiv:2407.15831).
@@ -128,6 +129,8 @@ def mine_hard_negatives(
     if range_max is None:
         rules = rules._replace(range_max=range_min + num_negatives)
     rules.check()
+    if out is not None:
+        parts.require_free(Path(out))
     bound = {"id": None, "exact": EXACT, "near": near}[dedupe]
     budget = None if memory_budget is None else parse_size(memory_budget)
     if ignore_identical is True and not exact:
@@ -147,51 +150,50 @@ def mine_hard_negatives(
     width = min(sizes.queries, math.ceil(count / size))
     if work.searched is not None or index not in (None, "exact"):
         width = RUN * math.ceil(width / RUN)
-    folder = None
-    if out is not None:
-        told = {**rules._asdict(), "dedupe": dedupe, "near": near, "exact": exact, "index": index, "inputs": digest}
-        told |= {"rescore": identity(rescore), "ignore_identical": ignore_identical is True}
-        folder = parts.open_folder(Path(out), told, width)
-        if folder.complete:
+    told = {**rules._asdict(), "dedupe": dedupe, "near": near, "exact": exact, "index": index, "inputs": digest}
+    told |= {"rescore": identity(rescore), "ignore_identical": ignore_identical is True}
+    with nullcontext() if out is None else parts.opened(Path(out), told, width) as folder:
+        if folder is not None:
+            if folder.complete:
+                return MiningResult(*folder.result())
+            width = folder.part_queries
+        searched = work.searched
+        if index not in (None, "exact"):
+            if len(work.corpus) < 2:
+                raise ValueError(f"index={index!r}: a corpus of {len(work.corpus)} row(s) needs no index; use 'exact'")
+            if index != "auto" or work.corpus.device.type != "cpu" or index_pays(count, len(work.corpus)):
+                searched = build_index(str(index), work, depth, seed)
+        if searched is None or bound is not None:
+            work.corpus.settle(sizes.resident)
+        identical = EXACT if ignore_identical is True else None
+        miner = Miner(work, rules, Finder(work, searched, depth, bound, rescore, exact, identical, sizes))
+        total = math.ceil(count / width)
+        numbers = range(rank, total, size)
+
+        with tqdm(total=count, desc="mining", unit=" queries", disable=not progress or rank > 0) as bar:
+
+            def make(number: int) -> parts.Part:
+                stop = min((number + 1) * width, count)
+                part = miner.part(number * width, stop)
+                bar.update((stop - number * width) * min(size, total))
+                return part
+
+            about = {"rules": rules._asdict(), "depth": depth, "queries": count, "rows": len(work.corpus)}
+            about["recall"] = miner.finder.recall(seed)
+            constant = {
+                "positive_indptr": work.positives.indptr,
+                "positives": miner.finder.compact(work.positives.values),
+                "query_ids": work.query_ids.values,
+                "corpus_ids": work.corpus_ids.values,
+            }
+            known = {name: values for name, values in constant.items() if values is not None}
+            if folder is None:
+                arrays, sums = parts.in_memory(numbers, make, total)
+                return MiningResult({**known, **arrays}, {**about, **sums})
+            for number in folder.missing(numbers):
+                folder.put(number, make(number))
+            parts.together(lambda: folder.finish(total, known, about))
             return MiningResult.load(folder.path)
-        width = folder.part_queries
-    searched = work.searched
-    if index not in (None, "exact"):
-        if len(work.corpus) < 2:
-            raise ValueError(f"index={index!r}: a corpus of {len(work.corpus)} row(s) needs no index; use 'exact'")
-        if index != "auto" or work.corpus.device.type != "cpu" or index_pays(count, len(work.corpus)):
-            searched = build_index(str(index), work, depth, seed)
-    if searched is None or bound is not None:
-        work.corpus.settle(sizes.resident)
-    identical = EXACT if ignore_identical is True else None
-    miner = Miner(work, rules, Finder(work, searched, depth, bound, rescore, exact, identical, sizes))
-    total = math.ceil(count / width)
-    numbers = range(rank, total, size)
-
-    with tqdm(total=count, desc="mining", unit=" queries", disable=not progress or rank > 0) as bar:
-
-        def make(number: int) -> parts.Part:
-            stop = min((number + 1) * width, count)
-            part = miner.part(number * width, stop)
-            bar.update((stop - number * width) * min(size, total))
-            return part
-
-        about = {"rules": rules._asdict(), "depth": depth, "queries": count, "rows": len(work.corpus)}
-        about["recall"] = miner.finder.recall(seed)
-        constant = {
-            "positive_indptr": work.positives.indptr,
-            "positives": miner.finder.compact(work.positives.values),
-            "query_ids": work.query_ids.values,
-            "corpus_ids": work.corpus_ids.values,
-        }
-        known = {name: values for name, values in constant.items() if values is not None}
-        if folder is None:
-            arrays, sums = parts.in_memory(numbers, make, total)
-            return MiningResult({**known, **arrays}, {**about, **sums})
-        for number in folder.missing(numbers):
-            folder.put(number, make(number))
-        parts.together(lambda: folder.finish(total, known, about))
-        return MiningResult.load(folder.path)
 
 
 class Miner(NamedTuple):

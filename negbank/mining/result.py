@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from negbank import files
 from negbank.bounds import Count, Positive, checked
 from negbank.links import Ids
 from negbank.mining.candidates import Candidates
@@ -108,7 +109,8 @@ def histograms(scores: Mapping[str, np.ndarray], limits: Mapping[str, float | No
     axes.set_ylabel("density")
     axes.spines[["top", "right"]].set_visible(False)
     if path is not None:
-        figure.savefig(path, dpi=120)
+        kind = Path(path).suffix.removeprefix(".") or "png"
+        files.write(Path(path), lambda file: figure.savefig(file, dpi=120, format=kind))
     return figure
 
 

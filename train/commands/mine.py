@@ -88,6 +88,7 @@ def run(options: argparse.Namespace) -> int:
     import torch
 
     from negbank import mine_hard_negatives
+    from negbank.mining.parts import require_free
     from negbank.train.mining.encoder import scorer
     from negbank.train.mining.inputs import from_pairs, from_rows
 
@@ -97,6 +98,7 @@ def run(options: argparse.Namespace) -> int:
     if several:
         torch.distributed.init_process_group("gloo")
     try:
+        require_free(options.out)
         inputs, lookup = (from_rows if options.pairs is None else from_pairs)(options)
         rescore = None if options.rescore is None else scorer(options.rescore)
         result = mine_hard_negatives(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from negbank import files
+from negbank.owner import owned
 
 TEXTS = "texts.json"
 """File of a result's folder: what its ids stand for, a pair of queries and corpus."""
@@ -70,13 +71,14 @@ def given(options: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
 def write(result: Any, lookup: Any, options: argparse.Namespace) -> None:
     """The result's table, picture, texts and records."""
     summary, out = result.summary(), options.out
-    files.write(out / "summary.txt", summary + "\n")
     told = "summary.txt"
-    if find_spec("matplotlib") is not None:  # not needed to mine
-        result.plot(out / "scores.png")
-        told += ", scores.png"
-    if lookup is not None and not (out / TEXTS).exists():
-        files.write(out / TEXTS, json.dumps(lookup))
+    with owned(out):
+        files.write(out / "summary.txt", summary + "\n")
+        if find_spec("matplotlib") is not None:  # not needed to mine
+            result.plot(out / "scores.png")
+            told += ", scores.png"
+        if lookup is not None and TEXTS not in files.told(out)["sha256"]:
+            files.add(out, TEXTS, json.dumps(lookup))
     print(summary)
     written = [f"{out} ({told})"]
     if options.export is not None:
