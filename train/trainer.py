@@ -264,7 +264,8 @@ class Trainer:
             name = f"{position} second" if not inputs else str(position)
             embeddings = passes(self._forward[position], pieces, name=name)
             every = torch.cat((rows.repeat(self.views if inputs else 0), further))
-            self.descent.require_finite(embeddings, every, "embedding")
+            found = embeddings.detach()  # what overflows may be normalised to a row of zeros, which has no direction
+            self.descent.require_finite(found / found.norm(dim=-1, keepdim=True), every, "embedding")
         return embeddings
 
     def _seeds(self, step: int, position: int, slots: Tensor) -> Tensor:
