@@ -32,8 +32,9 @@ class EncodedBatch(NamedTuple):
     positives (V·B, D): the positive of every anchor. drawn_rows (E,): further distinct rows that the sampler asked
     for, none of them in `rows`; drawn (E, D). keys (V·B, D): what anchors are contrasted with in place of the anchors
     themselves, in their order: the same views by a momentum encoder, or the same rows by a second encoder; None
-    without one. meeting: how the rows met, as their batch sampler knows; None where they are uniform draws. others (B',):
-    where anchors are a part of a batch, the rows of the whole batch, of which `keys` (V·B', D) then are; None: rows.
+    without one. meeting: how the rows met, as their batch sampler knows; None where they are uniform draws.
+    others (B',): where anchors are a part of a batch, the rows of the whole batch, of which `keys` (V·B', D) then are;
+    None: rows.
     """
 
     rows: Tensor
