@@ -8,7 +8,7 @@ quickstart: .venv/.run
 	$(BIN)/negbank train configs/quickstart.yaml --overwrite
 
 test: .venv/.test
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 lint: .venv/.dev
 	$(BIN)/ruff check .

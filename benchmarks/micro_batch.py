@@ -2,12 +2,13 @@
 
     OMP_NUM_THREADS=1 python benchmarks/micro_batch.py configs/quickstart.yaml [--runs 5] [--steps 5] [key=value ...]
 
-Batches of 128 rows, of 1024 rows, and of 1024 rows with `run.micro_batch` 256, the inputs of the first; group norm and
-no norm in the projector, since pieces have no statistics of the batch. Each in a process of its own, in turn, medians.
+Batches of 128 rows, of 1024 rows, and of 1024 rows with `run.micro_batch` 128, half the inputs of the first: the inputs
+of all pieces wait for their second pass. Group norm, and none in the projector, since pieces have no statistics of the
+batch. Each in a process of its own, in turn, medians.
 
 tensors     the most bytes that PyTorch's allocator has handed out at once in a step, beyond those it had before
-encoder     the same of its passes alone: views, forward and backward, which is all that pieces can make smaller;
-            the rest is scores of (2B)² pairs, and what the negatives make of them
+encoder     the same of its passes alone: views, forward and backward; the rest is scores of pairs, of 2B anchors or of
+            a piece's, and what the negatives make of them
 resident    the most memory that the process held in a step, beyond what it held before: libraries' workspace, too
 
 Before means with data, bank, index, encoder and the optimiser's moments in memory, after a step of 8 rows and one of
@@ -36,7 +37,7 @@ from negbank.train.config import load
 from negbank.train.passes import Passes
 from negbank.train.trainer import Trainer
 
-ROWS, MANY, PIECE = 128, 1024, 256
+ROWS, MANY, PIECE = 128, 1024, 128
 WAYS = {
     f"B = {ROWS}": [f"batches.batch_size={ROWS}"],
     f"B = {MANY}": [f"batches.batch_size={MANY}"],

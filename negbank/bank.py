@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-NEVER = -1
-"""Value of `EmbeddingBank.written_at` for a row that was never written."""
+from negbank.mapped import NEVER, MappedRows
+
 NO_ROW = -1
 """Row of an anchor that is not itself in the bank (an outside query), and padding in lists of ids."""
 
@@ -27,12 +27,33 @@ class BankStatistics(NamedTuple):
 
 
 def unit_rows(vectors: Tensor) -> Tensor:
-    """Rows scaled to length 1, float32. A zero row stays zero.
+    """Rows scaled to length 1, float32, however short or long they are. A zero row stays zero.
 
     Args:
         vectors: (..., D), any floating dtype.
     """
-    return torch.nn.functional.normalize(vectors.detach().to(torch.float32), dim=-1)
+    vectors = vectors.detach()
+    if vectors.device.type != "cpu":  # where to look for such rows would cost a wait
+        return _scaled(vectors)
+    rows = vectors.to(torch.float32)
+    lengths = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+    odd = ((lengths < 2.0**-30) | ~(lengths < 2.0**60)).squeeze(-1)
+    unit = rows / lengths.clamp_min_(1e-12)
+    if bool(odd.any()):
+        unit[odd] = _scaled(vectors[odd])
+    return unit
+
+
+def _scaled(rows: Tensor) -> Tensor:
+    """`unit_rows`, of rows first divided by the power of two above their largest entry: no square leaves the range.
+
+    The division is exact, so that rows of common lengths come out as they do without it.
+    """
+    rows = rows if rows.dtype == torch.float64 else rows.to(torch.float32)
+    largest = torch.linalg.vector_norm(rows, ord=torch.inf, dim=-1, keepdim=True)
+    power = (torch.frexp(largest).mantissa / largest).clamp(max=0.5 / torch.finfo(rows.dtype).tiny)
+    scaled = (rows * torch.where(largest > 0, power, 1.0)).to(torch.float32)
+    return scaled.div_(torch.linalg.vector_norm(scaled, dim=-1, keepdim=True).clamp_min_(1e-12))
 
 
 def require_finite(vectors: Tensor, ids: Tensor | None = None, *, what: str = "vectors") -> None:
@@ -81,10 +102,14 @@ class EmbeddingBank:
         dim: width of an embedding, D.
         dtype: torch.float32, float16 or bfloat16 of the stored rows.
         device: where the rows live; with `path` it must be the CPU.
-        path: a folder; the bank is then two memory-mapped files in it, which outlive the process.
+        path: a folder; the bank is then memory-mapped files in it, which outlive the process. One process at a time has
+            them open. Rows that are not what was written there, such as after a kill, count as never written.
 
     Raises:
-        ValueError: for a size below 1, a dtype that is not floating, or `path` with a device other than the CPU.
+        ValueError: for a size below 1, a dtype that is not floating, `path` with a device other than the CPU, or with
+            files of another bank.
+        OwnedError: when another process has the bank at `path` open.
+        OSError: when the disk has no room for it.
     """
 
     def __init__(
@@ -100,16 +125,15 @@ class EmbeddingBank:
             raise ValueError(f"num_rows={num_rows}, dim={dim}: a bank needs at least one row and one column")
         if not dtype.is_floating_point:
             raise ValueError(f"dtype={dtype}: a bank stores floating-point rows; use torch.float32 or torch.float16")
+        self._mapped: MappedRows | None = None
         if path is None:
             self.vectors = torch.zeros(num_rows, dim, dtype=dtype, device=device)
             self.written_at = torch.full((num_rows,), NEVER, dtype=torch.int64, device=device)
             return
         if torch.device(device).type != "cpu":
             raise ValueError(f"path={path}: a memory-mapped bank lives on the CPU, not on device={device}")
-        folder = Path(path)
-        folder.mkdir(parents=True, exist_ok=True)
-        self.vectors = _mapped(folder / "vectors.bin", (num_rows, dim), dtype)
-        self.written_at = _mapped(folder / "written_at.bin", (num_rows,), torch.int64, fill=NEVER)
+        self._mapped = MappedRows(Path(path), num_rows, dim, dtype)
+        self.vectors, self.written_at = self._mapped.vectors, self._mapped.written_at
 
     def __len__(self) -> int:
         return len(self.vectors)
@@ -143,6 +167,8 @@ class EmbeddingBank:
         last = _last_of_each(ids)
         self.vectors[ids[last]] = rows[last].to(self.vectors)
         self.written_at[ids[last]] = step
+        if self._mapped is not None:
+            self._mapped.wrote(ids[last])
 
     def read(self, ids: Tensor) -> Tensor:
         """Rows `ids` (...,) as float32 (..., D); a row never written reads as zeros.
@@ -173,6 +199,8 @@ class EmbeddingBank:
             raise ValueError(f"bank: state of shape {tuple(state['vectors'].shape)} for {tuple(self.vectors.shape)}")
         self.vectors.copy_(state["vectors"])
         self.written_at.copy_(state["written_at"])
+        if self._mapped is not None:
+            self._mapped.wrote(torch.arange(len(self)))
 
     def _checked(self, ids: Tensor) -> Tensor:
         ids = ids.to(self.vectors.device)
@@ -186,15 +214,3 @@ def _last_of_each(ids: Tensor) -> Tensor:
     positions = torch.arange(len(ids), device=ids.device)
     last = positions.new_full((int(inverse.max()) + 1 if len(ids) else 0,), -1)
     return last.scatter_reduce(0, inverse, positions, "amax")
-
-
-def _mapped(path: Path, shape: tuple[int, ...], dtype: torch.dtype, fill: int | None = None) -> Tensor:
-    """A tensor over the file at `path`, made with zeros (or `fill`) where there is none."""
-    count = torch.Size(shape).numel()
-    size, found = count * dtype.itemsize, path.stat().st_size if path.exists() else None
-    if found not in (None, size):
-        raise ValueError(f"path: {path} holds {found} bytes, a bank {shape} of {dtype} needs {size}; remove it")
-    tensor = torch.from_file(str(path), shared=True, size=count, dtype=dtype).view(shape)
-    if found is None and fill is not None:
-        tensor.fill_(fill)
-    return tensor

@@ -13,13 +13,14 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal, ParamSpec, TypeVar, get_args, get_origin
+from types import UnionType
+from typing import Annotated, Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
 
 __all__ = [
-    "Annotated", "Count", "Ge", "Gt", "Labels", "Le", "Literal", "Lt", "Positive", "Section", "Share", "Supplied",
-    "checked",
+    "Annotated", "Count", "Ge", "Gt", "Input", "Labels", "Le", "Literal", "Lt", "Positive", "Section", "Share",
+    "Supplied", "checked",
 ]  # fmt: skip
 
 P = ParamSpec("P")
@@ -54,6 +55,10 @@ class Labels:
     """Marks an argument of integer labels (N,) that YAML names as the path of an .npy file, or leaves out."""
 
 
+class Input:
+    """Marks an argument that is the path of a file or folder to read, which has to be there before a run begins."""
+
+
 def checked(function: Callable[P, T]) -> Callable[P, T]:
     """`function`, which refuses arguments outside of the bounds in its annotations; None is let through.
 
@@ -67,11 +72,14 @@ def checked(function: Callable[P, T]) -> Callable[P, T]:
     def held(*args: P.args, **kwargs: P.kwargs) -> T:
         if not bounds:
             bounds.update(_annotations(function, signature))
-        for name, value in signature.bind(*args, **kwargs).arguments.items():
+        given = signature.bind(*args, **kwargs)
+        for name, value in given.arguments.items():
+            if type(value).__module__ == "numpy" and getattr(value, "shape", None) == () and hasattr(value, "item"):
+                given.arguments[name] = value = value.item()
             problem = misfit(bounds.get(name), value)
             if problem is not None:
                 raise ValueError(f"{name}={value!r}: expected {problem}")
-        return function(*args, **kwargs)
+        return function(*given.args, **given.kwargs)
 
     return held
 
@@ -83,14 +91,24 @@ def misfit(annotation: Any, value: Any) -> str | None:
     rules, choices = constraints(annotation)
     if choices and value not in choices:
         return f"one of {', '.join(map(str, choices))}"
+    whole = _kinds(annotation) == {int}
+    fits = not whole or (hasattr(value, "__index__") and not isinstance(value, bool))
     for _, holds in rules:
         try:
-            fits = holds(value)
+            fits = fits and holds(value)
         except TypeError:
             fits = False
-        if not fits:
-            return " and ".join(_said(rules))
-    return None
+    broken = whole and (isinstance(value, bool | float) or not rules)
+    return None if fits else " and ".join([*(["a whole number"] if broken else []), *_said(rules)])
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    """The types that an annotation allows beside None."""
+    if get_origin(annotation) is Annotated:
+        return _kinds(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return {kind for part in get_args(annotation) if part is not type(None) for kind in _kinds(part)}
+    return {annotation}
 
 
 def constraints(annotation: Any) -> tuple[list[tuple[Any, Callable[[Any], bool]]], tuple[Any, ...]]:

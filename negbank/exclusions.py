@@ -9,18 +9,20 @@ a handful of listed positives is skipped by the sorted-gap rule. No rejection, a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from negbank.arrays import NO_GROUP, as_labels, plain
 from negbank.bank import NO_ROW, require_rows
 from negbank.counter import uniforms
+from negbank.links import Ids, as_links
 
 NOWHERE = -1
 """Position of a row that is forbidden."""
-NO_GROUP = -1
-"""Group of a row that shares one with no row that may be drawn."""
 
 
 class Exclusions:
@@ -28,8 +30,10 @@ class Exclusions:
 
     Args:
         num_rows: N.
-        positives: (P, 2) long pairs (anchor row, positive row), or a list of N id lists; read as given, not mirrored.
-        groups: (N,) integer labels; rows of one label are never negatives of each other. A negative label is no group.
+        positives: pairs (anchor row, positive row) or lists by row, as `as_links` takes them; read as given, not
+            mirrored.
+        groups: (N,) labels, integers or strings; rows of one are never negatives of each other. A negative integer is
+            no group.
         forbidden: (N,) bool; rows that are nobody's negative.
 
     Raises:
@@ -40,17 +44,20 @@ class Exclusions:
         self,
         num_rows: int,
         *,
-        positives: Tensor | Sequence[Sequence[int]] | None = None,
-        groups: Tensor | None = None,
-        forbidden: Tensor | None = None,
+        positives: Any = None,
+        groups: Any = None,
+        forbidden: Any = None,
     ) -> None:
-        self.num_rows = num_rows
+        if isinstance(num_rows, bool) or not hasattr(num_rows, "__index__") or num_rows < 1:
+            raise ValueError(f"num_rows={num_rows!r}: expected the number of rows, at least 1")
+        self.num_rows = num_rows = operator.index(num_rows)
         labels = self._labels(groups)
         allowed = torch.ones(num_rows, dtype=torch.bool)
         if forbidden is not None:
-            if forbidden.shape != (num_rows,) or forbidden.dtype != torch.bool:
-                raise ValueError(f"forbidden: {forbidden.dtype} {tuple(forbidden.shape)}, expected bool ({num_rows},)")
-            allowed &= ~forbidden.cpu()
+            mask = plain(forbidden, "forbidden")
+            if mask.shape != (num_rows,) or mask.dtype != np.bool_:
+                raise ValueError(f"forbidden: {mask.dtype} {mask.shape}, expected bool ({num_rows},)")
+            allowed &= torch.from_numpy(~mask)
         # Positions: the allowed rows, sorted by group. A group is then the interval [start, start + size).
         rows = allowed.nonzero().flatten()
         self._order = rows[torch.argsort(labels[rows], stable=True)]
@@ -69,34 +76,23 @@ class Exclusions:
                 f"use more rows, smaller groups or fewer positives"
             )
 
-    def _labels(self, groups: Tensor | None) -> Tensor:
+    def _labels(self, groups: Any) -> Tensor:
         """Group labels in which a row without a group is a group of its own, so that the self is always excluded."""
         alone = torch.arange(self.num_rows)
         if groups is None:
             return alone
-        if groups.shape != (self.num_rows,) or groups.dtype.is_floating_point or groups.dtype == torch.bool:
-            raise ValueError(f"groups: {groups.dtype} {tuple(groups.shape)}, expected integers ({self.num_rows},)")
-        groups = groups.cpu().to(torch.int64)
-        return torch.where(groups < 0, groups.clamp(min=0).max() + 1 + alone, groups)
+        (labels,) = as_labels([*groups] if isinstance(groups, tuple) else groups, "groups")
+        if labels.shape != (self.num_rows,):
+            raise ValueError(f"groups: {len(labels)} labels, expected integers or strings ({self.num_rows},)")
+        numbered = np.unique(labels, return_inverse=True)[1]
+        return torch.where(torch.from_numpy(labels < 0), self.num_rows + alone, torch.from_numpy(numbered))
 
-    def _skips(self, positives: Tensor | Sequence[Sequence[int]] | None) -> tuple[Tensor, Tensor]:
+    def _skips(self, positives: Any) -> tuple[Tensor, Tensor]:
         """CSR of listed positives: offsets (N+1,), positions (P,) sorted per row, each outside the row's own group."""
         pairs = torch.zeros(0, 2, dtype=torch.int64)
-        if isinstance(positives, Tensor):
-            shape, kind = tuple(positives.shape), positives.dtype
-            if positives.ndim != 2 or shape[1] != 2 or kind.is_floating_point or kind == torch.bool:
-                raise ValueError(f"positives: {kind} {shape}, expected (P, 2) pairs of integers (anchor, positive)")
-            pairs = positives.cpu().to(torch.int64)
-        elif positives is not None:
-            if len(positives) != self.num_rows:
-                raise ValueError(f"positives: {len(positives)} lists for num_rows={self.num_rows}; give one per row")
-            lengths = torch.tensor([len(ids) for ids in positives])
-            flat = torch.tensor([j for ids in positives for j in ids], dtype=torch.int64)
-            pairs = torch.stack((torch.arange(self.num_rows).repeat_interleave(lengths), flat), 1)
-        if len(pairs) and (int(pairs.min()) < 0 or int(pairs.max()) >= self.num_rows):
-            raise ValueError(
-                f"positives: ids {int(pairs.min())}..{int(pairs.max())} are outside 0..{self.num_rows - 1}"
-            )
+        if positives is not None:
+            rows = Ids(None, self.num_rows, "rows")
+            pairs = torch.from_numpy(np.stack(as_links(positives, "positives", rows, rows), 1))
         anchor, position = pairs[:, 0], self._position[pairs[:, 1]]
         inside = (position >= self._start[anchor]) & (position < self._start[anchor] + self._size[anchor])
         keep = (position != NOWHERE) & ~inside
@@ -129,12 +125,15 @@ class Exclusions:
         return torch.where(rows == NO_ROW, len(self._order), left)
 
     def allowed(self, rows: Tensor, ids: Tensor) -> Tensor:
-        """Whether ids (A, n) lie in D_i of anchors rows (A,): (A, n) bool. `NO_ROW` never does."""
+        """Whether ids (A, n) lie in D_i of anchors rows (A,): (A, n) bool. `NO_ROW`, and what is no row, never does."""
         require_rows(rows, self.num_rows, outside=True)
+        if ids.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
+            raise ValueError(f"ids: {ids.dtype}, expected torch.int64")
+        inside = (ids >= 0) & (ids < self.num_rows)
         if self._self_only:
-            return (ids != rows[:, None]) & (ids >= 0)
+            return (ids != rows[:, None]) & inside
         own = rows.clamp(min=0)[:, None]
-        position = torch.where(ids >= 0, self._position[ids.clamp(min=0)], NOWHERE)
+        position = torch.where(inside, self._position[ids.clamp(0, self.num_rows - 1)], NOWHERE)
         start = self._start[own]
         grouped = (rows[:, None] != NO_ROW) & (position >= start) & (position < start + self._size[own])
         listed = self.listed(rows)

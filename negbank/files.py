@@ -2,10 +2,9 @@
 
     write to a temporary name beside it → fsync → rename → fsync of the folder it is in
 
-What is read back is held to a SHA-256: a folder's `manifest.json` names all its files with theirs, and has one of its
-own text. A kill leaves a `.tmp` beside the name, which the next write of that name replaces. A folder that replaces
-another takes two renames; a kill between them leaves the other as `.old`, which gets its name back when it is next
-looked for.
+What is read back is held to a SHA-256 that is kept elsewhere: in the `manifest.json` of its folder, which has one of
+its own text, or in its name. That something exists says nothing. A kill leaves a `.tmp` beside the name, which the next
+write of that name replaces, and `owner.sweep` removes. Two processes cannot write one name at once (owner.py).
 """
 
 from __future__ import annotations
@@ -14,84 +13,117 @@ import hashlib
 import json
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from negbank.owner import LOCK, TURNS, OwnedError, draft, owned, sweep
 
 MANIFEST, SEAL = "manifest.json", "own_sha256"
 DRAFT = ".tmp"
 """What the name of something unfinished ends in."""
-ASIDE = ".old"
-"""What the name of a folder ends in while another takes its place."""
+Content = str | bytes | Callable[[BinaryIO], object]
+"""Text (UTF-8), bytes, or what a function writes into an open file."""
 
 
 class DamagedError(ValueError):
     """Files that are missing, changed, or not readable: they must not be used."""
 
 
-def write(path: Path, content: str | bytes | Callable[[BinaryIO], object], *, shared: bool = False) -> None:
-    """Write a file: text (UTF-8), bytes, or what a function writes into the open file.
-
-    Args:
-        shared: other processes may write this name at the same time: each its own draft, the last one stays.
+def write(path: Path, content: Content) -> None:
+    """Write a file.
 
     Raises:
+        OwnedError: when somebody else is writing it.
         OSError: as the disk says; the file is then as it was, or whole.
     """
-    draft = path.with_name(f"{path.name}.{os.getpid()}{DRAFT}" if shared else path.name + DRAFT)
-    try:
-        with draft.open("wb") as file:
-            if callable(content):
-                content(file)
-            else:
-                file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
+    _write(path.with_name(path.name + DRAFT), content, lambda written: path)
+
+
+def keep(path: Path, content: Content) -> Path:
+    """Write a file whose name also says its SHA-256, for `kept`; its path. Several may keep the same at a time."""
+    own = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}{DRAFT}")
+    for _ in range(TURNS):
+        with suppress(OwnedError):  # a sweep has found it before it was locked, and removes it: again
+            return _write(own, content, lambda written: path.with_name(f"{path.stem}.{checksum(written)}{path.suffix}"))
+    raise OwnedError(f"{own}: swept away all the time; stop what does")
+
+
+def kept(path: Path, among: Iterable[Path] | None = None) -> Path | None:
+    """Where `keep(path, ...)` put a file that is still what was written, or None; those that are not are removed.
+
+    Args:
+        among: the files of that folder that it may be, where they are known.
+    """
+    for found in sorted(path.parent.glob(f"{path.stem}.*{path.suffix}")) if among is None else among:
+        digest = found.name.removeprefix(f"{path.stem}.").removesuffix(path.suffix)
+        if len(digest) == 64:
+            if checksum(found) == digest:
+                return found
+            found.unlink(missing_ok=True)
+    return None
+
+
+def _write(unfinished: Path, content: Content, name: Callable[[Path], Path]) -> Path:
+    with draft(unfinished) as handle:
+        try:
+            with os.fdopen(handle, "wb", closefd=False) as file:
+                if callable(content):
+                    content(file)
+                else:
+                    file.write(content.encode() if isinstance(content, str) else content)
+                file.flush()
+                os.fsync(handle)
+            path = name(unfinished)
+            unfinished.replace(path)
+        except BaseException:
+            unfinished.unlink(missing_ok=True)
+            raise
     sync(path.parent)
+    return path
 
 
 @contextmanager
-def folder(path: Path, about: dict[str, Any], *, replace: bool = False) -> Iterator[Path]:
+def folder(path: Path, about: dict[str, Any]) -> Iterator[Path]:
     """A folder to be filled inside of a `with`, which gets its name when that ends: all of it, or nothing.
 
     Args:
         path: its name; parents are made.
         about: what its manifest says beside the checksums of its files; read at the end, so it may be filled inside.
-        replace: whether a folder of that name gives way.
 
     Raises:
-        FileExistsError: when there is one and `replace` is not set.
+        FileExistsError: when there is one.
+        OwnedError: when somebody else is making it.
         OSError, RuntimeError: as the disk, or torch's zip writer, says; nothing is then left behind.
     """
-    _put_back(path)
-    if path.exists() and not replace:
-        raise FileExistsError(f"folder={path} exists; write under another name")
-    draft, aside = (path.with_name(path.name + ending) for ending in (DRAFT, ASIDE))
+    unfinished = path.with_name(path.name + DRAFT)
     above = [parent for parent in path.parents if not parent.exists()]
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
-    try:
-        yield draft
-        files = sorted(file for file in draft.rglob("*") if file.is_file())
-        seal(draft, about, [file.relative_to(draft).as_posix() for file in files])
-        for each in (*draft.rglob("*"), draft):
-            sync(each)
+    with owned(unfinished):
         if path.exists():
-            shutil.rmtree(aside, ignore_errors=True)
-            path.replace(aside)
-        draft.replace(path)
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
-        _put_back(path)
-        raise
+            raise FileExistsError(f"folder={path} exists; write under another name")
+        for left in (each for each in unfinished.iterdir() if each.name != LOCK):
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        try:
+            yield unfinished
+            files = sorted(file.relative_to(unfinished).as_posix() for file in unfinished.rglob("*") if file.is_file())
+            seal(unfinished, about, [name for name in files if name != LOCK])
+            for each in (*unfinished.rglob("*"), unfinished):
+                sync(each)
+            unfinished.replace(path)
+        except BaseException:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            raise
+        (path / LOCK).unlink()  # only now: as long as it had another name, somebody else could have taken it
     for made in (path, *above):
         sync(made.parent)
-    shutil.rmtree(aside, ignore_errors=True)
+
+
+def remove(path: Path) -> None:
+    """Remove a folder: it loses its name first, so that no half of it is ever found under it."""
+    sweep(path.parent, path.name + DRAFT)
+    shutil.rmtree(path.replace(path.with_name(path.name + DRAFT)))
 
 
 def seal(path: Path, about: dict[str, Any], names: Iterable[str]) -> None:
@@ -99,23 +131,36 @@ def seal(path: Path, about: dict[str, Any], names: Iterable[str]) -> None:
     write(path / MANIFEST, sealed({**about, "sha256": {name: checksum(path / name) for name in names}}))
 
 
+def add(path: Path, name: str, content: Content) -> None:
+    """Write a file that a sealed folder did not have, and its checksum into the manifest."""
+    write(path / name, content)
+    about = told(path)
+    write(path / MANIFEST, sealed({**about, "sha256": {**about["sha256"], name: checksum(path / name)}}))
+
+
 def told(path: Path) -> dict[str, Any]:
     """What a folder's manifest says, once it was found to be what was written; its files unseen.
 
     Raises:
-        DamagedError: when it cannot be read, or was changed.
+        DamagedError: when it is missing or was changed.
+        OSError: when it may not be read.
     """
-    _put_back(path)
+    return read(path / MANIFEST)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """What the JSON in a file of `sealed` text says.
+
+    Raises:
+        DamagedError: when it is missing or was changed.
+        OSError: when it may not be read.
+    """
     try:
-        text = (path / MANIFEST).read_text()
-        found = dict(json.loads(text))
-    except (OSError, TypeError, ValueError) as error:
-        raise DamagedError(f"{path / MANIFEST}: not readable ({error})") from None
-    if found.pop(SEAL, None) is None:
-        raise DamagedError(f"{path / MANIFEST}: holds no checksum of itself")
-    if sealed(found) != text:
-        raise DamagedError(f"{path / MANIFEST}: its checksum differs from what it says")
-    return found
+        return unsealed(path.read_bytes().decode())
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        raise DamagedError(f"{path}: not readable ({error.strerror})") from None
+    except (DamagedError, UnicodeDecodeError) as error:
+        raise DamagedError(f"{path}: {error}") from None
 
 
 def manifest(path: Path) -> dict[str, Any]:
@@ -123,6 +168,7 @@ def manifest(path: Path) -> dict[str, Any]:
 
     Raises:
         DamagedError: naming the file that is missing or changed.
+        OSError: when one may not be read.
     """
     found = told(path)
     digests = found.get("sha256")
@@ -142,11 +188,21 @@ def sealed(about: dict[str, Any]) -> str:
     return json.dumps({**about, SEAL: digest}, indent=1)
 
 
-def _put_back(path: Path) -> None:
-    """Undo a replacement that ended between its two renames."""
-    aside = path.with_name(path.name + ASIDE)
-    if aside.exists() and not path.exists():
-        aside.replace(path)
+def unsealed(text: str) -> dict[str, Any]:
+    """What `sealed` was given.
+
+    Raises:
+        DamagedError: when the text was changed since.
+    """
+    try:
+        found = dict(json.loads(text))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise DamagedError(f"not readable ({error})") from None
+    if found.pop(SEAL, None) is None:
+        raise DamagedError("holds no checksum of itself")
+    if sealed(found) != text:
+        raise DamagedError("its checksum differs from what it says")
+    return found
 
 
 def checksum(path: Path) -> str:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import math
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from negbank import files
+from negbank.arrays import as_rows, as_tensor
 from negbank.bank import require_finite, unit_rows
 from negbank.exclusions import Exclusions
 from negbank.index import Cells, ExactIndex, FaissIndex, Index
@@ -184,12 +186,28 @@ class Snapshot:
             raise DamagedSnapshotError(
                 f"{folder}: format {manifest.get('format')}, this version reads {FORMAT}; {REMEDY}"
             )
+        if (
+            not {"shape", "dtype", "step", "version", "sha256"} <= manifest.keys()
+            or "vectors.npy" not in manifest["sha256"]
+        ):
+            raise DamagedSnapshotError(f"{folder}: holds no snapshot, but something else; {REMEDY}")
         made_by = manifest.get("fingerprint")
         if fingerprint is not None and made_by is not None and made_by != fingerprint:
             raise ValueError(
                 f"{folder}: rows of the model {made_by[:12]}…, asked for by {fingerprint[:12]}…; "
                 f"embed the corpus again with this model"
             )
+        try:
+            return cls._read(folder, manifest, device)
+        except (files.DamagedError, OSError, MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # whole, as its checksums say, and yet refused by this numpy, torch or Faiss
+            reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+            raise DamagedSnapshotError(f"{folder}: whole, but not readable ({reason}); {REMEDY}") from error
+
+    @classmethod
+    def _read(cls, folder: Path, manifest: dict[str, Any], device: torch.device | str) -> Snapshot:
+        """What the files of a folder hold, which its manifest is of."""
         arrays = {
             name: torch.from_numpy(np.load(folder / f"{name}.npy", allow_pickle=False)).to(device)
             for name in ("vectors", "positives", "rows")
@@ -212,13 +230,12 @@ class Snapshot:
             positives=arrays.get("positives"),
             step=manifest["step"],
             version=manifest["version"],
-            fingerprint=made_by,
+            fingerprint=manifest.get("fingerprint"),
         )
 
 
 def _unit_copy(vectors: Tensor | np.ndarray, name: str) -> Tensor:
-    tensor = torch.as_tensor(vectors)
-    if tensor.ndim != 2 or not tensor.dtype.is_floating_point:
-        raise ValueError(f"{name}: {tensor.dtype} of shape {tuple(tensor.shape)}, expected floating point (N, D)")
+    shards = [as_tensor(part) for part in as_rows(vectors, name)]
+    tensor = shards[0] if len(shards) == 1 else torch.cat(shards)
     require_finite(tensor, what=name)
     return unit_rows(tensor).contiguous().clone()

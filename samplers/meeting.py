@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -13,6 +13,11 @@ class Meeting(Protocol):
     @property
     def counts(self) -> Tensor:
         """(B,) float64: how often each row came, and is to count as an anchor."""
+        ...
+
+    @property
+    def mean(self) -> float:
+        """Of `counts`, over the whole batch."""
         ...
 
     def ratio(self, ids: Tensor, times: Tensor, expected: Tensor) -> Tensor:
@@ -26,3 +31,30 @@ class Meeting(Protocol):
             expected: the same shape, the density of those draws times their number.
         """
         ...
+
+
+class Part(NamedTuple):
+    """The `Meeting` of some rows, as anchors, of a batch of `size`."""
+
+    whole: Meeting
+    size: int
+    rows: slice
+
+    @property
+    def counts(self) -> Tensor:
+        """See `Meeting.counts`."""
+        return self.whole.counts[self.rows]
+
+    @property
+    def mean(self) -> float:
+        """See `Meeting.mean`."""
+        return self.whole.mean
+
+    def ratio(self, ids: Tensor, times: Tensor, expected: Tensor) -> Tensor:
+        """See `Meeting.ratio`."""
+        if len(expected) > 1:  # draws of each anchor's own, of no meaning for the others
+            others = expected.new_zeros(self.size, len(ids))
+            mine, others[self.rows] = others.clone(), expected
+            mine[self.rows] = times
+            times, expected = mine, others
+        return self.whole.ratio(ids, times, expected)[self.rows]

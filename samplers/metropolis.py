@@ -63,14 +63,14 @@ def accept(proposed: Tensor, current: Tensor, u: Tensor) -> Tensor:
     return moves
 
 
-def log_uniforms(steps: int, chains: int, *, counter: Counter, device: torch.device) -> Tensor:
-    """log u of R steps of A chains at a place of the counter, (A, R) float32 in the layout that `scan` reads.
+def log_uniforms(steps: int, slots: Tensor, *, counter: Counter) -> Tensor:
+    """log u of R steps of chains in slots (A,) of a place of the counter: (A, R) float32, laid out as `scan` reads.
 
-    Drawn on the CPU, so that they are the same whatever the device.
+    A chain's are of its slot alone. Drawn on the CPU, so that they are the same whatever the device.
     """
-    flat = torch.empty(steps * chains + 1)  # of an even number, and perhaps one that is not looked at
-    fill(np.uint64(counter.key), flat.numpy())
-    return flat[: steps * chains].view(steps, chains).log_().to(device).T
+    u = torch.empty(steps + steps % 2, len(slots))  # of an even number, and perhaps one that is not looked at
+    fill(counter.seeds(slots).numpy().view(np.uint64), u.numpy())
+    return u[:steps].log_().to(slots.device).T
 
 
 def scan(

@@ -19,15 +19,15 @@ from torch import Tensor, nn
 from negbank.bank import EmbeddingBank
 from negbank.counter import Counter
 from negbank.exclusions import Exclusions
-from negbank.index.faiss import empty_index
+from negbank.index.faiss import require_trainable
 from negbank.proposals import Probe, measure
 from negbank.refresh import Refresher
 from negbank.snapshot import Snapshot
 from negbank.train import optim, registry
 from negbank.train.config.schema import described, model
 from negbank.train.config.sections import COMMON, Options
+from negbank.train.data.arrays import read_labels
 from negbank.train.data.contract import Data, Pairs, Splits, describes, num_rows, sides, subset
-from negbank.train.data.tensors import read_labels
 from negbank.train.device import choose_device, choose_precision
 from negbank.train.encoders.embedder import Embedder
 from negbank.train.evaluate import Evaluation
@@ -144,7 +144,11 @@ def build(
 
     def embed(position: int, rows: Tensor, *, counted: bool) -> Tensor:
         trainer.encodings += len(rows) if counted else 0
-        return inference[position].embeddings(data[position], rows)
+        found = inference[position].embeddings(data[position], rows)
+        if trainer.step_number > 0:  # what is wrong before the first step is no divergence
+            directions = found / found.norm(dim=1, keepdim=True)
+            trainer.descent.require_finite(directions, rows.to(found.device), "embedding")
+        return found
 
     def staleness(position: int) -> dict[str, Any]:
         refresher = refreshers[position]
@@ -165,7 +169,7 @@ def build(
     widths = [each.embeddings(side, torch.arange(2)).shape[1] for each, side in zip(inference, data)]
     banks = [EmbeddingBank(count, width, device=device) for width in widths]
     if own or any(hook.reads_snapshot for hook in hooks.values()):
-        require_factory(config.index.factory, widths[0])
+        require_factory(config.index.factory, count, widths[0])
         for way in ways:  # rows of a tower's snapshot are drawn for the anchors of a direction
             # what a study alone asks for is not counted as the method's
             encode, anchors = (functools.partial(embed, each, counted=own) for each in (way.keys, way.anchors))
@@ -178,12 +182,12 @@ def build(
     names = ("left", "right") if len(data) == 2 else ("",)
     towers = [Tower(*each) for each in zip(encoders, data, banks, negatives, refreshers, names)]
     steps = config.run.steps or config.run.epochs * len(batches)
-    warmup, notes = _warmup(config.optim.warmup, steps)
+    cut = optim.warmup_steps(config.optim.warmup, steps)[1]
     trainer = Trainer(
         towers,
         batches=batches,
         optimiser=_optimiser(config, encoders, [tensor for each in negatives for tensor in each.learned]),
-        schedule=functools.partial(optim.cosine_with_warmup, steps=steps, warmup=warmup),
+        schedule=functools.partial(optim.factor, config.optim, steps=steps),
         temperature=config.loss.temperature,
         counter=Counter.of(config.run.seed),
         device=device,
@@ -193,6 +197,7 @@ def build(
         compile=config.run.compile,
     )
     evaluation = make("eval", config.eval, inference=inference, splits=splits, temperature=config.loss.temperature)
+    notes = [*splits.notes, *cut, *getattr(evaluation, "notes", ())]
     return Assembly(config, splits, trainer, inference, evaluation, hooks, steps, notes, device, precision)
 
 
@@ -259,15 +264,6 @@ def _optimiser(config: Any, encoders: Sequence[nn.Module], learned: Sequence[Ten
     return optimiser
 
 
-def _warmup(warmup: float, steps: int) -> tuple[int, list[str]]:
-    """Steps of warm-up, given as steps or as a share of the run, and a note where there are not as many."""
-    wanted = round(warmup * steps) if warmup < 1 else int(warmup)
-    if wanted < steps:
-        return wanted, []
-    cut = steps // 10
-    return cut, [f"optim.warmup={wanted}: the run has only {steps} steps; its warm-up is a tenth of them, {cut}"]
-
-
 def _require_rows(config: Any, count: int) -> None:
     """Raise ValueError for a batch, or a k of a proposal, that is larger than the data set."""
     if not 2 <= config.batches.batch_size <= count:
@@ -326,10 +322,9 @@ def _probe(
     return probe
 
 
-def require_factory(factory: str, width: int) -> None:
-    """Raise ValueError for a factory string that Faiss refuses, here and not at the first refresh."""
-    if factory not in ("auto", "exact"):
-        try:
-            empty_index(factory, width)
-        except ValueError as error:
-            raise ValueError(f"index.{error}") from None
+def require_factory(factory: str, rows: int, width: int) -> None:
+    """Raise ValueError for an index that Faiss cannot build over so many rows, here and not at the first refresh."""
+    try:
+        require_trainable(factory, rows, width)
+    except ValueError as error:
+        raise ValueError(f"index.{error}") from None

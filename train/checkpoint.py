@@ -1,22 +1,22 @@
 """Checkpoints that a crash cannot damage: folders that are there whole, with a checksum over every file.
 
-One folder a checkpoint, `step_00001000/`, with the run's state and the snapshots that were in use, one a tower. Read
-with `weights_only=True`: a checkpoint runs no code.
+One folder a checkpoint, `step_00001000/`, with the run's state, the rows of metrics.jsonl up to it, and the snapshots
+that were in use, one a tower. Read with `weights_only=True`: a checkpoint runs no code.
 """
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from negbank import files
+from negbank.owner import sweep
 from negbank.snapshot import Snapshot
 
-STATE, SNAPSHOT = "state.pt", "snapshot_{}"
+STATE, METRICS, SNAPSHOT = "state.pt", "metrics.jsonl", "snapshot_{}"
 KEEP = 2
 """Checkpoints kept in a run directory."""
 
@@ -25,17 +25,30 @@ class CheckpointError(RuntimeError):
     """A checkpoint that cannot be written or read, or belongs to another run."""
 
 
-def save(folder: Path, state: dict[str, Any], snapshots: Sequence[Snapshot | None]) -> Path:
+class Checkpoint(NamedTuple):
+    """The state of a run, its snapshots, one a tower, and the bytes of metrics.jsonl up to it."""
+
+    state: dict[str, Any]
+    snapshots: list[Snapshot | None]
+    metrics: bytes
+
+
+def save(folder: Path, state: dict[str, Any], snapshots: Sequence[Snapshot | None], metrics: bytes) -> Path:
     """Add the checkpoint of `state["trainer"]["step"]` to `folder` and drop all but the newest `KEEP`.
+
+    One of a later step, which the run did not go on from because it is damaged, is dropped as well.
 
     Raises:
         CheckpointError: when the disk refuses; the checkpoints before stay as they were.
     """
     step = state["trainer"]["step"]
-    final = folder / f"step_{step:08d}"
+    final = _path(folder, step)
     try:
-        with files.folder(final, {"step": step}, replace=True) as draft:
+        if final.exists():
+            files.remove(final)
+        with files.folder(final, {"step": step}) as draft:
             torch.save(state, draft / STATE)
+            (draft / METRICS).write_bytes(metrics)
             for position, snapshot in enumerate(snapshots):
                 if snapshot is not None:
                     snapshot.save(draft / SNAPSHOT.format(position))
@@ -43,33 +56,66 @@ def save(folder: Path, state: dict[str, Any], snapshots: Sequence[Snapshot | Non
         raise CheckpointError(
             f"{final}: not written ({error}); earlier checkpoints are whole: free some space, then resume the run"
         ) from error
-    for old in steps(folder)[:-KEEP]:
-        shutil.rmtree(folder / f"step_{old:08d}")
+    found = steps(folder)
+    for old in (each for each in found if each > step or each in found[: found.index(step)][: 1 - KEEP]):
+        files.remove(_path(folder, old))
     return final
 
 
 def steps(folder: Path) -> list[int]:
-    """The steps of all whole checkpoints, ascending."""
+    """The steps of all checkpoints, ascending; whether they are whole, `load` finds out."""
     names = (path.name.removeprefix("step_") for path in folder.glob("step_*") if path.is_dir())
     return sorted(int(name) for name in names if name.isdecimal())
 
 
-def load(folder: Path, *, device: torch.device) -> tuple[dict[str, Any], list[Snapshot | None]] | None:
-    """The newest checkpoint and its snapshots, one a tower, or None when there is none.
+def tidy(folder: Path) -> None:
+    """Remove what a kill has left of a checkpoint that was being written or removed."""
+    sweep(folder, f"step_*{files.DRAFT}")
+
+
+def load(folder: Path, *, device: torch.device, passed_over: Callable[[str], None] | None = None) -> Checkpoint | None:
+    """The newest checkpoint, or None when there is none.
+
+    Args:
+        passed_over: told of a damaged one, after which the one before it is taken; None: that is an error.
 
     Raises:
-        CheckpointError: when a file of it is missing or changed.
+        CheckpointError: when a file of it is missing or changed, and of every earlier one, or cannot be read.
     """
     found = steps(folder)
-    if not found:
-        return None
-    path = folder / f"step_{found[-1]:08d}"
+    for step in reversed(found):
+        path = _path(folder, step)
+        try:
+            return _read(path, device)
+        except (files.DamagedError, OSError, CheckpointError) as error:
+            if not path.exists():  # the run is going on, and has dropped it in the meantime
+                return load(folder, device=device, passed_over=passed_over)
+            if isinstance(error, CheckpointError):
+                raise
+            if isinstance(error, OSError):
+                raise CheckpointError(f"{error.filename or path}: not readable ({error.strerror or error})") from error
+            if step == found[0]:
+                raise CheckpointError(
+                    f"{error}, as every checkpoint is; remove {folder} to begin the run again"
+                ) from None
+            if passed_over is None:
+                raise CheckpointError(f"{error}; remove {path} to resume from the checkpoint before it") from None
+            passed_over(f"{error}; going on from the checkpoint before it")
+    return None
+
+
+def _read(path: Path, device: torch.device) -> Checkpoint:
+    files.manifest(path)
     try:
-        files.manifest(path)
         state = torch.load(path / STATE, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged zip fails in many ways; each means the same to the user
+        names = [path / SNAPSHOT.format(position) for position in range(len(state["trainer"]["towers"]))]
+    except Exception as error:  # torch and pickle say in many ways that a file is of another version
         raise CheckpointError(
-            f"{path / STATE}: damaged ({error}); remove {path} to resume from the checkpoint before it"
+            f"{path / STATE}: whole, but not readable ({error}); resume with the versions that wrote it"
         ) from error
-    names = [path / SNAPSHOT.format(position) for position in range(len(state["trainer"]["towers"]))]
-    return state, [Snapshot.load(name, device=device) if name.exists() else None for name in names]
+    snapshots = [Snapshot.load(name, device=device) if name.exists() else None for name in names]
+    return Checkpoint(state, snapshots, (path / METRICS).read_bytes())
+
+
+def _path(folder: Path, step: int) -> Path:
+    return folder / f"step_{step:08d}"

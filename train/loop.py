@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import signal
 import sys
 import time
@@ -21,13 +20,13 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from negbank import files
-from negbank.train import checkpoint, report
+from negbank.train import checkpoint, lengthen, optim, report
 from negbank.train.build import Assembly
 from negbank.train.config import to_dict
 from negbank.train.config.differences import differences
 from negbank.train.hooks import Running
 
-CONFIG, METRICS, CHECKPOINTS = "config.yaml", "metrics.jsonl", "checkpoints"
+CONFIG, METRICS, CHECKPOINTS, SUMMARY = "config.yaml", checkpoint.METRICS, "checkpoints", "summary.json"
 
 
 class RunError(RuntimeError):
@@ -51,6 +50,7 @@ class Loop:
         self.seconds = 0.0
         self._asked: int | None = None
         self._done = False
+        self._due = False  # whether what follows a step was left out, as at the end of a run
         parts, seed = (assembly.inference, assembly.splits), assembly.config.run.seed
         running = Running(self.trainer, *parts, folder, steps=assembly.steps, seed=seed, log=self._log)
         for hook in assembly.hooks.values():
@@ -63,7 +63,7 @@ class Loop:
         self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=trainer.step_number + 1)
         with (
             closing(self._board),
-            (self.folder / METRICS).open("a") as self._metrics,
+            closing(report.Metrics(self.folder / METRICS)) as self._metrics,
             handled(self._ask, signal.SIGTERM, signal.SIGINT),
             self._workers(),
             tqdm(
@@ -78,6 +78,10 @@ class Loop:
                 self.kept = self.assembly.evaluation.baseline()
                 self._evaluate("untrained_")
                 self._refresh()
+            if self._due:
+                self._refresh()
+                if trainer.step_number % self.assembly.config.eval.every == 0:
+                    self._evaluate()
             while trainer.step_number < total:
                 metrics = trainer.step()
                 step = trainer.step_number
@@ -102,25 +106,47 @@ class Loop:
             self._done = True
             final = self.assembly.evaluation.full()
             self._log(report.EVALUATION, {**final, "encodings": trainer.encodings})
+            self._logged()
         self.seconds = time.perf_counter() - started
         return self._finish(final)
 
-    def restore(self) -> int | None:
-        """Take up the newest checkpoint; the bytes of metrics.jsonl it knew, or None when there is none."""
-        found = checkpoint.load(self.folder / CHECKPOINTS, device=self.assembly.device)
+    def restore(self, passed_over: Callable[[str], None] | None = None) -> bytes | None:
+        """Take up the newest checkpoint; what it knew of metrics.jsonl, or None when there is none.
+
+        Args:
+            passed_over: see `negbank.train.checkpoint.load`.
+        """
+        found = checkpoint.load(self.folder / CHECKPOINTS, device=self.assembly.device, passed_over=passed_over)
         if found is None:
             return None
-        state, snapshots = found
-        differ = differences(to_dict(self.assembly.config), state["config"], "in the checkpoint")
+        state, snapshots, metrics = found
+        mine, theirs = (lengthen.without_length(each) for each in (to_dict(self.assembly.config), state["config"]))
+        differ = differences(mine, theirs, "in the checkpoint")
         if differ:
             raise RunError(
                 f"{self.folder}: its checkpoint is of another configuration ({differ}); put {CONFIG} back or start anew"
             )
+        self._lengthen(state["trainer"]["step"], state["total"])
         self.trainer.load_state_dict(state["trainer"], snapshots)
         for name, hook in self.assembly.hooks.items():
             hook.load_state_dict(state["hooks"][name])
         self.kept, self.seconds = state["kept"], state["seconds"]
-        return int(state["metrics_bytes"])
+        return metrics
+
+    def _lengthen(self, step: int, before: int) -> None:
+        """Go on from a checkpoint of a run of `before` steps, which may be another number than this one's."""
+        total, descent = self.assembly.steps, self.trainer.descent
+        if total < step:
+            raise RunError(
+                f"{self.folder}: run.steps is {total}, and its checkpoint is of step {step}; set {step} or more"
+            )
+        if total != before:
+            then = optim.factor(self.assembly.config.optim, step, before)
+            rates = (then, descent.schedule(step))
+            tqdm.write(
+                f"note: {lengthen.said(self.assembly.config, step=step, before=before, total=total, rates=rates)}"
+            )
+        self._due = step == before < total
 
     def _refresh(self) -> None:
         with self._named():
@@ -166,27 +192,32 @@ class Loop:
             **{k: v if _finite(v) else None for k, v in values.items()},
             "step": self.trainer.step_number,
         }
-        self._metrics.write(json.dumps(row, allow_nan=False) + "\n")
+        self._metrics.write(row)
         for key, value in values.items():
             if isinstance(value, int | float) and _finite(value):
                 self._board.add_scalar(f"{event}/{key}", value, self.trainer.step_number)
 
-    def _checkpoint(self) -> None:
+    def _logged(self) -> bytes:
+        """All that was logged, as the disk now holds it."""
         try:
-            self._metrics.flush()
-            os.fsync(self._metrics.fileno())
+            return self._metrics.whole()
+        except files.DamagedError as error:
+            raise RunError(str(error)) from None
         except OSError as error:
             raise RunError(f"{self.folder / METRICS}: not written ({error}); free some space, then resume") from error
+
+    def _checkpoint(self) -> None:
+        metrics = self._logged()
         self._board.flush()
         state = {
             "config": to_dict(self.assembly.config),
+            "total": self.assembly.steps,
             "trainer": self.trainer.state_dict(),
             "hooks": {name: hook.state_dict() for name, hook in self.assembly.hooks.items()},
             "kept": self.kept,
             "seconds": self.seconds,
-            "metrics_bytes": self._metrics.tell(),
         }
-        checkpoint.save(self.folder / CHECKPOINTS, state, self.trainer.snapshots())
+        checkpoint.save(self.folder / CHECKPOINTS, state, self.trainer.snapshots(), metrics)
 
     def _finish(self, final: dict[str, float]) -> dict[str, Any]:
         summary = {
@@ -202,7 +233,8 @@ class Loop:
         for hook in self.assembly.hooks.values():
             summary |= hook.finish()
         report.draw_summary(report.read_metrics(self.folder / METRICS), summary, self.folder / "summary.png")
-        files.write(self.folder / "summary.json", json.dumps(summary, indent=1) + "\n")
+        files.write(self.folder / SUMMARY, json.dumps(summary, indent=1) + "\n")
+        files.seal(self.folder, {"is": "a finished run", "steps": self.trainer.step_number}, (METRICS, SUMMARY))
         return summary
 
     def _ask(self, number: int, frame: FrameType | None) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +33,39 @@ NAMES = {
     "seconds": "seconds",
 }
 """What the final table calls the entries of summary.json, in its order."""
+
+
+class Metrics:
+    """Adds rows to a run's metrics.jsonl, and knows what it then holds."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self._file = path, path.open("a+b")
+        self._file.seek(0)
+        self._digest = hashlib.sha256(self._file.read())
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Add a row."""
+        line = (json.dumps(row, allow_nan=False) + "\n").encode()
+        self._digest.update(line)
+        self._file.write(line)
+
+    def whole(self) -> bytes:
+        """All of the file, once the disk holds it.
+
+        Raises:
+            DamagedError: when somebody else has changed it.
+            OSError: as the disk says.
+        """
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        found = self.path.read_bytes() if self.path.exists() else b""
+        if hashlib.sha256(found).digest() != self._digest.digest():
+            raise files.DamagedError(f"{self.path}: changed while the run was writing it; resume the run to restore it")
+        return found
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -1,19 +1,22 @@
 """A run and its directory: train, measure, log, checkpoint, resume, and end well whatever happens.
 
+One process at a time trains in it (`negbank.owner`).
+
 config.yaml      the resolved configuration
 metrics.jsonl    one row a logged step, refresh, evaluation and what a hook measures; the same bits for a resumed run,
                  so no clock in it
 tensorboard/     the same, and the speed
 checkpoints/     the newest two (train/checkpoint.py)
 summary.json, summary.png
+manifest.json    when all is done: the checksums of summary.json and metrics.jsonl
                  and a folder of every hook that writes one, under its name
 """
 
 from __future__ import annotations
 
-import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +25,16 @@ from torch import nn
 from tqdm import tqdm
 
 from negbank import files
-from negbank.train import checkpoint, registry
+from negbank.owner import OwnedError, owned, sweep
+from negbank.train import checkpoint, lengthen, registry
 from negbank.train.build import Assembly, build
 from negbank.train.config import load, to_dict
+from negbank.train.config.differences import differences
 from negbank.train.data.contract import Splits
-from negbank.train.loop import CHECKPOINTS, CONFIG, METRICS, Loop, RunError
+from negbank.train.loop import CHECKPOINTS, CONFIG, METRICS, SUMMARY, Loop, RunError
 
-OUTPUTS = (CONFIG, METRICS, CHECKPOINTS, "tensorboard", "summary.json", "summary.png", *registry.names("hook"))
+FILES = (CONFIG, files.MANIFEST, METRICS, SUMMARY, "summary.png")
+OUTPUTS = (*FILES, CHECKPOINTS, "tensorboard", *registry.names("hook"))
 
 
 Modules = nn.Module | Sequence[nn.Module] | None
@@ -51,40 +57,59 @@ def start(
         Stopped: after a signal, once the checkpoint is written.
     """
     folder = Path(config.run.dir)
-    found = [name for name in OUTPUTS if (folder / name).exists()]
-    if found and not overwrite:
-        raise RunError(
-            f"run.dir={folder} holds a run already ({', '.join(found)}); resume it with "
-            f"`negbank train --resume {folder}`, replace it with --overwrite, or choose another run.dir"
-        )
-    assembly = _built(config, encoder, splits, keep)
-    loop = Loop(folder, assembly)
-    _claim(folder, assembly)
-    for name in found:
-        if (folder / name).is_dir():
-            shutil.rmtree(folder / name)
-        else:
-            (folder / name).unlink()
-    write_config(folder, config)
-    return loop.run()
+    with _claimed(folder):
+        found = [name for name in OUTPUTS if (folder / name).exists()]
+        if found and not overwrite:
+            raise RunError(
+                f"run.dir={folder} holds a run already ({', '.join(found)}); resume it with "
+                f"`negbank train --resume {folder}`, replace it with --overwrite, or choose another run.dir"
+            )
+        assembly = _built(config, encoder, splits, keep)
+        loop = Loop(folder, assembly)
+        _require_space(folder, assembly)
+        _tidy(folder)
+        for name in found:
+            if (folder / name).is_dir():
+                shutil.rmtree(folder / name)
+            else:
+                (folder / name).unlink()
+        write_config(folder, config)
+        return loop.run()
 
 
 def resume(
-    folder: Path, *, encoder: Modules = None, splits: Splits | None = None, keep: list[nn.Module] | None = None
+    folder: Path,
+    overrides: Sequence[str] = (),
+    *,
+    encoder: Modules = None,
+    splits: Splits | None = None,
+    keep: list[nn.Module] | None = None,
 ) -> dict[str, Any]:
     """Go on with the run in `folder` from its newest checkpoint, or from the beginning when it has none.
 
+    A checkpoint that is damaged is passed over, with a word about it: what followed the one before is computed again.
+
+    Args:
+        overrides: changes to its configuration: how long it is (run.steps, run.epochs; see `negbank.train.lengthen`),
+            and what `negbank.train.config.differences.MAY_DIFFER` lists.
+
     Raises:
         RunError: when there is no run, or its checkpoint is of another configuration.
-        CheckpointError: when the checkpoint is damaged.
+        CheckpointError: when every checkpoint is damaged.
+        OwnedError: when another process trains there.
     """
-    assembly = _built(read_config(folder), encoder, splits, keep)
-    run = Loop(folder, assembly)
-    _claim(folder, assembly)
-    offset = run.restore() or 0
-    if (folder / METRICS).exists():  # rows after the checkpoint are written again
-        os.truncate(folder / METRICS, offset)
-    return run.run()
+    config = read_config(folder, overrides)
+    with _claimed(folder):
+        assembly = _built(config, encoder, splits, keep)
+        run = Loop(folder, assembly)
+        _require_space(folder, assembly)
+        _tidy(folder)
+        metrics = run.restore(lambda damage: tqdm.write(f"note: {damage}"))
+        if overrides:
+            write_config(folder, config)
+        (folder / files.MANIFEST).unlink(missing_ok=True)  # it has not finished
+        files.write(folder / METRICS, metrics or b"")  # rows after the checkpoint are written again
+        return run.run()
 
 
 def _built(config: Any, encoder: Modules, splits: Splits | None, keep: list[nn.Module] | None) -> Assembly:
@@ -109,15 +134,19 @@ def evaluate(folder: Path) -> dict[str, float]:
     return {**run.kept, **run.assembly.evaluation.full(), "steps": run.trainer.step_number}
 
 
-def read_config(folder: Path) -> Any:
-    """The configuration of the run in `folder`.
+def read_config(folder: Path, overrides: Sequence[str] = ()) -> Any:
+    """The configuration of the run in `folder`, with changes that a run may go on with.
 
     Raises:
-        RunError: when there is none.
+        RunError: when there is none, or for a change that would make another run of it.
     """
     if not (folder / CONFIG).exists():
         raise RunError(f"{folder}: no {CONFIG} in it, so no run; give the run.dir of a run that was started")
-    config, _ = load(folder / CONFIG)
+    config, _ = load(folder / CONFIG, overrides)
+    if overrides:
+        before = lengthen.without_length(to_dict(load(folder / CONFIG)[0]))
+        if differ := differences(lengthen.without_length(to_dict(config)), before, "there"):
+            raise RunError(f"{folder}: goes on as it was begun ({differ}); leave it out, or begin another run")
     config.run.dir = str(folder)
     return config
 
@@ -127,19 +156,37 @@ def write_config(folder: Path, config: Any) -> None:
     files.write(folder / CONFIG, yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True))
 
 
-def _claim(folder: Path, assembly: Assembly) -> None:
-    """Make sure before training that the directory can be written and will hold the checkpoints.
+@contextmanager
+def _claimed(folder: Path) -> Iterator[None]:
+    """Nobody else trains in the directory, which can be written.
 
     Raises:
-        RunError: naming the folder and what is missing.
+        OwnedError: naming the process that does.
+        RunError: when it cannot be written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.write_bytes(b"x")
-        probe.unlink()
-    except OSError as error:
-        raise RunError(f"run.dir={folder}: not writable ({error.strerror}); choose another run.dir") from None
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(owned(folder))
+        except OwnedError as error:
+            raise OwnedError(f"run.dir={error}") from None
+        except OSError as error:
+            raise RunError(f"run.dir={folder}: not writable ({error.strerror}); choose another run.dir") from None
+        yield
+
+
+def _tidy(folder: Path) -> None:
+    """Remove what a kill has left of files that were being written."""
+    for name in FILES:
+        sweep(folder, name + files.DRAFT)
+    checkpoint.tidy(folder / CHECKPOINTS)
+
+
+def _require_space(folder: Path, assembly: Assembly) -> None:
+    """Make sure before training that the directory will hold the checkpoints.
+
+    Raises:
+        RunError: with what is missing.
+    """
     bank = sum(tower.bank.vectors.nbytes for tower in assembly.trainer.towers)
     weights = sum(p.nbytes for each in assembly.inference for p in each.encoder.parameters())
     needed = (checkpoint.KEEP + 1) * (3 * bank + 3 * weights) + (64 << 20)

@@ -21,6 +21,7 @@ from negbank.bank import EmbeddingBank, unit_rows
 from negbank.refresh import Refresher
 from negbank.samplers.batches import BatchSampler
 from negbank.samplers.negatives import NegativeSampler
+from negbank.train.config.meeting import misfit
 from negbank.train.data.contract import Data
 from negbank.train.passes import has_batch_norm
 
@@ -65,7 +66,10 @@ def views_of(towers: int) -> int:
 def row_of_views(embeddings: Tensor, rows: int, views: int) -> Tensor:
     """One unit row (B, D) for each of B rows, of its one or two views, which come first in embeddings (n, D)."""
     first, *second = embeddings.detach()[: views * rows].split(rows)
-    return unit_rows(first + second[0]) if second else first
+    if not second:
+        return first
+    both = first + second[0]  # opposite views have no mean direction: the first then stands for both
+    return unit_rows(torch.where((both == 0).all(-1, keepdim=True), first, both))
 
 
 def require_fitting(towers: Sequence[Tower], batches: BatchSampler, *, micro_batch: int | None = None) -> None:
@@ -93,17 +97,10 @@ def require_fitting(towers: Sequence[Tower], batches: BatchSampler, *, micro_bat
 
 
 def _require_known(negatives: NegativeSampler, batches: BatchSampler) -> None:
-    name = type(batches).__name__
-    if negatives.requires == "uniform" and not batches.uniform:
-        raise ValueError(
-            f"negatives: {type(negatives).__name__} takes the batch's rows for uniform draws, which those of {name} "
-            f"are not; take batches.type=uniform, or negatives that allow them (negbank list negatives)"
-        )
-    if negatives.requires == "known" and not batches.known:
-        raise ValueError(
-            f"negatives: batch=True weighs rows by how often they meet, which is not known of {name} batches; take "
-            f"batch=False, or uniform or drawn batches"
-        )
+    mine, theirs = (type(each).__name__.lower().removesuffix("batches") for each in (negatives, batches))
+    problem = misfit(mine, negatives.requires, theirs, uniform=batches.uniform, known=batches.known)
+    if problem is not None:
+        raise ValueError(f"negatives: {problem}")
 
 
 def momentum_of(towers: Sequence[Tower], position: int) -> float | None:

@@ -30,7 +30,7 @@ from negbank.train.data.ahead import Ahead, Fetched
 from negbank.train.data.contract import collate
 from negbank.train.descent import Descent
 from negbank.train.evaluate.measures import mean_cosine
-from negbank.train.losses import info_nce, surrogate
+from negbank.train.losses import contrasted, info_nce
 from negbank.train.passes import Autocast, Passes
 from negbank.train.towers import (
     Direction,
@@ -107,7 +107,7 @@ class Trainer:
         self._views, self._layers = counter.at("views"), counter.at("layers")
         self._ahead = Ahead(
             [tower.data for tower in towers], batches, seeds=self._seeds, views=self.views, piece=micro_batch,
-            workers=workers, device=device,
+            workers=workers, device=device, draw=self._draw_ahead,
         )  # fmt: skip
 
     @property
@@ -172,10 +172,12 @@ class Trainer:
     def encode(self, fetched: Fetched, passes: Passes) -> Encoded:
         """Draw every direction's negatives and embed views and drawn rows: the forward passes of a step."""
         rows = fetched.rows
-        tickets: list[Ticket | None] = [self._draw(way, rows, None) for way in self.directions]
+        tickets: list[Ticket | None] = [*(fetched.tickets or (self._draw(way, rows) for way in self.directions))]
         embeddings, keys = [], []
         for position, (inputs, slow) in enumerate(zip(fetched.inputs, self.slow)):
-            embeddings.append(self._embed(position, rows, inputs, _asked(tickets, position, self), passes))
+            further = _asked(tickets, position, self)
+            drawn = self._read(position, rows, further) if fetched.tickets is None else fetched.further[position]
+            embeddings.append(self._embed(position, rows, inputs, further, drawn, passes))
             with self.descent.timed("forward"):
                 keys.append(None if slow is None else passes.keys(slow, inputs, name=f"keys {position}"))
         for nth, way in enumerate(self.directions):
@@ -183,7 +185,8 @@ class Trainer:
                 queries = row_of_views(embeddings[way.anchors], len(rows), self.views)
                 tickets[nth] = ticket = self._draw(way, rows, queries)
                 if ticket is not None and len(ticket.further):
-                    second = self._embed(way.keys, rows, [], ticket.further, passes)
+                    drawn = self._read(way.keys, rows, ticket.further)
+                    second = self._embed(way.keys, rows, [], ticket.further, drawn, passes)
                     embeddings[way.keys] = torch.cat((embeddings[way.keys], second))
         return Encoded(embeddings, keys, [ticket for ticket in tickets if ticket is not None])
 
@@ -195,11 +198,15 @@ class Trainer:
         for way, ticket in zip(self.directions, encoded.tickets):
             tower = self.towers[way.anchors]
             batch = self.batch(way, rows, encoded, ticket)
-            negatives, found = tower.negatives(batch, ticket)
-            losses.append(surrogate(batch, negatives, temperature=self.temperature))
+            mine, theirs = (encoded.embeddings[each] for each in way)
+            loss, found, kept = contrasted(
+                tower.negatives, batch, ticket, (mine,) if mine is theirs else (mine, theirs),
+                temperature=self.temperature, size=self.micro_batch,
+            )  # fmt: skip
+            losses.append(loss)
             values.append(info_nce(batch, temperature=self.temperature))
-            commits.append(negatives.commit)
-            mine, theirs = (encoded.embeddings[each].detach() for each in way)
+            commits += kept
+            mine, theirs = mine.detach(), theirs.detach()
             seen = theirs[len(rows) : 2 * len(rows)] if way.anchors == way.keys else theirs[: len(rows)]
             info["positive"] = float((mine[: len(rows)] * seen).sum(-1).mean())
             info[tower.named("mean_cosine")] = mean_cosine(batch.anchors[: len(rows)])
@@ -217,31 +224,48 @@ class Trainer:
             rows, mine[:count], theirs[:count] if keys is None else keys, ticket.further, theirs[count:], known
         )
 
-    def _draw(self, way: Direction, rows: Tensor, queries: Tensor | None) -> Ticket | None:
-        """A direction's ticket; None while its negatives wait for fresh queries."""
-        tower = self.towers[way.anchors]
+    def _draw(
+        self, way: Direction, rows: Tensor, queries: Tensor | None = None, *, step: int | None = None
+    ) -> Ticket | None:
+        """A direction's ticket, of this step; None while its negatives wait for fresh queries."""
+        tower, step = self.towers[way.anchors], self.step_number if step is None else step
         if tower.negatives.fresh_queries and queries is None:
             return None
         with self.descent.timed("draw"):
             if queries is None and way.anchors != way.keys:  # asked of another tower's snapshot
                 queries = tower.bank.read(rows)
-            return tower.negatives.draw(rows, step=self.step_number, queries=queries)
+            return tower.negatives.draw(rows, step=step, queries=queries)
 
-    def _embed(self, position: int, rows: Tensor, inputs: list[Any], further: Tensor, passes: Passes) -> Tensor:
-        """Views of rows, read already (or none), and one view of further rows (E,), in one pass."""
-        tower, pieces = self.towers[position], list(inputs)
-        if len(further):
+    def _draw_ahead(self, step: int, rows: Tensor, met: Tensor) -> tuple[list[Ticket], list[Tensor]] | None:
+        """See `Ahead`. Pairs are not drawn for ahead: their queries are bank rows, which any step may write."""
+        able = all(tower.negatives.draws_ahead for tower in self.towers) and len(self.towers) == 1
+        if not able or bool(torch.isin(rows, met).any()):
+            return None
+        tickets = [self._draw(way, rows, step=step) for way in self.directions]
+        return [t for t in tickets if t is not None], [_asked(tickets, t, self) for t in range(len(self.towers))]
+
+    def _read(self, position: int, rows: Tensor, further: Tensor) -> list[Any]:
+        """One view of further rows (E,), now, in pieces."""
+        if not len(further):
+            return []
+        with self.descent.timed("data"):
+            slots = torch.arange(len(further)) + self.views * len(rows)
+            return self._ahead.read(position, further, self._seeds(self.step_number, position, slots))
+
+    def _embed(
+        self, position: int, rows: Tensor, inputs: list[Any], further: Tensor, drawn: list[Any], passes: Passes
+    ) -> Tensor:
+        """Views of rows (or none), and one view of further rows (E,), inputs and drawn, in one pass."""
+        tower, pieces = self.towers[position], [*inputs, *drawn]
+        if drawn and self.micro_batch is None:
             with self.descent.timed("data"):
-                slots = torch.arange(len(further)) + self.views * len(rows)
-                seeds = self._seeds(self.step_number, position, slots)
-                pieces += self._ahead.read(position, further, seeds)
-                if self.micro_batch is None:
-                    pieces = [collate(tower.data, pieces)]
+                pieces = [collate(tower.data, pieces)]
         with self.descent.timed("forward"):
             name = f"{position} second" if not inputs else str(position)
             embeddings = passes(self._forward[position], pieces, name=name)
             every = torch.cat((rows.repeat(self.views if inputs else 0), further))
-            self.descent.require_finite(embeddings, every, "embedding")
+            found = embeddings.detach()  # what overflows may be normalised to a row of zeros, which has no direction
+            self.descent.require_finite(found / found.norm(dim=-1, keepdim=True), every, "embedding")
         return embeddings
 
     def _seeds(self, step: int, position: int, slots: Tensor) -> Tensor:
@@ -299,6 +323,7 @@ class Trainer:
         self._update_negatives(position, snapshot)
 
     def _update_negatives(self, position: int, snapshot: Snapshot) -> None:
+        self._ahead.forget()
         for way in self.directions:
             if way.keys == position:
                 self.towers[way.anchors].negatives.update(snapshot)

@@ -6,12 +6,16 @@ one, sorted by (−score, id) with scores recomputed from the rows; `cells` are 
 
 from __future__ import annotations
 
+import operator
 from typing import NamedTuple, Protocol
 
 import numba
 import numpy as np
 import torch
 from torch import Tensor
+
+from negbank.arrays import as_rows, as_tensor
+from negbank.bank import require_finite
 
 MEMORY = 1 << 30
 """Bytes that a graph takes by default, beside the rows, their copy for fast products, and the result."""
@@ -133,7 +137,22 @@ def check_k(k: int, excluded: int, rows: int) -> None:
 
 
 def asked(index: Index, queries: Tensor, k: int, exclude: Tensor | None) -> tuple[Tensor, int]:
-    """Queries (B, D) as the index takes them, and of how many neighbours k are left when `exclude` (B, E) is out."""
+    """Queries (B, D) as the index takes them, and of how many neighbours k are left when `exclude` (B, E) is out.
+
+    Raises:
+        ValueError: for queries of another shape, or that are not finite; for k that is no count, or more than is left.
+    """
+    if not isinstance(queries, Tensor) or queries.layout is not torch.strided:
+        queries = torch.cat([as_tensor(part) for part in as_rows(queries, "queries")])
+    if queries.ndim != 2 or queries.shape[1] != index.vectors.shape[1] or not queries.dtype.is_floating_point:
+        raise ValueError(
+            f"queries: {queries.dtype} of shape {tuple(queries.shape)}, expected floating point "
+            f"(B, {index.vectors.shape[1]}), the width of the index"
+        )
+    require_finite(queries, what="queries")
+    if isinstance(k, bool) or not hasattr(k, "__index__"):
+        raise ValueError(f"k={k!r}: expected a whole number of neighbours")
+    k = operator.index(k)
     wide = k + (0 if exclude is None else exclude.shape[1])
     check_k(k, wide - k, len(index))
     return queries.detach().to(device=index.vectors.device, dtype=torch.float32).contiguous(), wide

@@ -46,6 +46,8 @@ from negbank.index.exact_graph import exact_graph
 
 SAMPLE = 256
 """Rows used as queries to measure recall."""
+TRIED = 4096
+"""Rows up to which a training is tried before there are any: more are enough for any quantizer in use."""
 WARM_ITERATIONS = 1
 MAX_IMBALANCE = 2.5
 """Σ size² · C / N² of the lists, 1 when all are equal; above this a warm start is given up."""
@@ -67,6 +69,57 @@ def empty_index(factory: str, dim: int) -> faiss.Index:
         raise ValueError(
             f"factory={factory!r}: Faiss refuses this index ({reason}); take auto, exact, or one such as IVF1024,Flat"
         ) from None
+
+
+def require_trainable(factory: str, rows: int, dim: int) -> None:
+    """Find out before there are rows whether an index can be built over so many of them.
+
+    Raises:
+        ValueError: for a string that Faiss refuses, more lists than rows, or, of few rows, whatever its training says
+            when it is tried on random ones.
+    """
+    if factory in ("auto", "exact"):
+        return
+    index = empty_index(factory, dim)
+    _require_lists(factory, faiss.try_extract_index_ivf(index), rows)
+    if rows > TRIED:
+        return
+    _hasten(index)
+    x = np.random.default_rng(0).standard_normal((rows, dim)).astype(np.float32)
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    try:
+        index.train(x)
+        index.add(x[:1])
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].rpartition("failed: ")[2]
+        raise ValueError(
+            f"factory={factory!r}: Faiss cannot build it over {rows} rows of width {dim} ({reason}); take auto, exact, "
+            f"or one with fewer centroids, such as IVF{max(1, rows // 39)},Flat"
+        ) from None
+
+
+def _hasten(index: Any) -> None:
+    """Let a training whose result nobody needs take one iteration instead of dozens."""
+    ivf = faiss.try_extract_index_ivf(index)
+    if ivf is not None:
+        ivf.cp.niter = 1
+    if isinstance(index, faiss.IndexPreTransform):
+        for position in range(index.chain.size()):
+            transform = faiss.downcast_VectorTransform(index.chain.at(position))
+            if isinstance(transform, faiss.OPQMatrix):
+                transform.niter = transform.niter_pq = transform.niter_pq_0 = 1
+        index = faiss.downcast_index(index.index)
+    for holder in (index, ivf and faiss.downcast_index(ivf)):
+        if hasattr(holder, "pq"):
+            holder.pq.cp.niter = 1
+        if hasattr(holder, "do_polysemous_training"):
+            holder.do_polysemous_training = False
+
+
+def _require_lists(factory: str, ivf: Any, rows: int) -> None:
+    if ivf is not None and ivf.nlist > rows:
+        most = rows // 39 or 1
+        raise ValueError(f"factory={factory!r}: {ivf.nlist} lists for {rows} rows; use at most {most}")
 
 
 class FaissIndex:
@@ -187,10 +240,8 @@ class FaissIndex:
         index = empty_index(factory, x.shape[1])
         ivf = faiss.try_extract_index_ivf(index)
         if ivf is not None:
-            if ivf.nlist > len(x):
-                most = len(x) // 39 or 1
-                raise ValueError(f"factory={factory!r}: {ivf.nlist} lists for {len(x)} rows; use at most {most}")
-            ivf.cp.seed, ivf.cp.spherical, ivf.cp.min_points_per_centroid = seed + 1, True, 1
+            _require_lists(factory, ivf, len(x))
+            ivf.cp.seed, ivf.cp.spherical, ivf.cp.min_points_per_centroid = _seed(seed), True, 1
             if stale is not None and isinstance(faiss.downcast_index(index), faiss.IndexIVF):
                 ivf.quantizer.add(_warm_centroids(x, stale.centroids.cpu().numpy(), ivf.nlist, seed))
         index.train(x)
@@ -289,12 +340,17 @@ def _warm_centroids(x: np.ndarray, stale: np.ndarray, lists: int, seed: int) -> 
 def _centroids(x: np.ndarray, lists: int, seed: int, quantizer: Any, start: np.ndarray | None = None) -> np.ndarray:
     """Faiss's k-means over unit rows x (N, D), which trains its lists, too: (lists, D) unit centroids."""
     clustering = faiss.Clustering(x.shape[1], lists)
-    clustering.spherical, clustering.seed, clustering.min_points_per_centroid = True, seed + 1, 1
+    clustering.spherical, clustering.seed, clustering.min_points_per_centroid = True, _seed(seed), 1
     if start is not None:
         clustering.niter = WARM_ITERATIONS
         faiss.copy_array_to_vector(start.ravel(), clustering.centroids)
     clustering.train(x, quantizer)
     return faiss.vector_to_array(clustering.centroids).reshape(lists, x.shape[1])
+
+
+def _seed(seed: int) -> int:
+    """Faiss's seeds are positive and of 31 bits."""
+    return 1 + seed % (2**31 - 1)
 
 
 def _everywhere(assignment: Tensor, rows: Tensor | None, count: int) -> Tensor:

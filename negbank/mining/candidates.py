@@ -15,11 +15,9 @@ from torch import Tensor
 
 from negbank.index import FaissIndex, Index
 from negbank.mining.budget import Plan
-from negbank.mining.forbidden import Csr, offsets
 from negbank.mining.inputs import Work
-from negbank.mining.rules import Window
-from negbank.mining.scores import NO_ROW, Found, by_score_then_id, near_rows, scores_of
-from negbank.mining.search import search
+from negbank.mining.rules import Csr, Window, csr, offsets
+from negbank.mining.search import NO_ROW, Found, by_score_then_id, near_rows, scores_of, search
 
 RUN = 256
 SAMPLE = 256
@@ -101,21 +99,22 @@ class Finder:
         bound: the score from which rows are near-duplicates; None when only ids count.
         rescore: replaces the scores of candidates and positives.
         exact: whether exact search scores candidates again, from the rows.
+        identical: the score from which rows are the query itself, and no candidates; None when only ids count.
         sizes: corpus rows read at once.
     """
 
     def __init__(
         self, work: Work, index: Index | None, depth: int, bound: float | None, rescore: Rescore | None, exact: bool,
-        sizes: Plan,
+        identical: float | None, sizes: Plan,
     ) -> None:  # fmt: skip
         self._work, self._index, self._depth, self._exact = work, index, depth, exact
-        self.bound, self._rescore, self._sizes = bound, rescore, sizes
+        self.bound, self.identical, self._rescore, self._sizes = bound, identical, rescore, sizes
 
     def candidates(self, start: int, stop: int) -> Candidates:
         """Those of queries start..stop−1."""
         work = self._work
         queries, positives = work.queries.block(start, stop), work.positives.part(start, stop)
-        found = self._search(queries, np.arange(start, stop))
+        found = self._others(queries, np.arange(start, stop))
         if self._rescore is None:
             positive_scores = np.empty(len(positives.values), dtype=np.float32)
             for at in range(0, len(positives.values), PAIRS):
@@ -132,18 +131,49 @@ class Finder:
         some = found.positions != NO_ROW
         near = pairs = others = None
         if self.bound is not None:
-            near, pairs, others = self._duplicates(found.positions, positives, self.bound)
+            near, pairs, others = self._duplicates(found.positions, self.alike(start, stop), self.bound)
         listed = Csr(offsets(some.sum(1)), self.compact(found.positions[some]))
         return Candidates(
             start, positives, positive_scores, listed, found.scores[some], None if near is None else near[some], pairs,
             others,
         )  # fmt: skip
 
+    def _others(self, queries: Tensor, numbers: np.ndarray) -> Found:
+        """The best rows of D_i that are not the query itself, which come first: as many more are looked for."""
+        wide, left = self._depth, np.arange(len(queries))
+        result = found = self._search(queries, numbers, wide)
+        while self.identical is not None and len(left):
+            own = found.scores >= self.identical
+            others = Found(np.where(own, NO_ROW, found.positions), np.where(own, np.float32(-np.inf), found.scores))
+            result.put(left, others, self._work.corpus_ids.rank)
+            short = own.sum(1) > wide - self._depth
+            if not short.any() or wide >= len(self._work.corpus):
+                break
+            left, wide = left[short], min(len(self._work.corpus), self._depth + int(own.sum(1).max()))
+            found = self._search(queries[torch.from_numpy(left).to(queries.device)], numbers[left], wide)
+        return result
+
     def score(self, query: int, positions: np.ndarray) -> np.ndarray:
         """Scores (n,) of one query and rows at positions (n,)."""
         if self._rescore is not None:
             return self._rescored(np.full(len(positions), query), positions)
         return scores_of(self._work.queries.block(query, query + 1), self._work.corpus, positions[None])[0]
+
+    def alike(self, start: int, stop: int) -> Csr:
+        """What candidates of queries start..stop−1 may not be near: positives and, within the corpus, the own row."""
+        known = self._work.positives.part(start, stop)
+        if not self._work.within:
+            return known
+        own = np.arange(start, stop)
+        return csr(np.append(known.rows, own - start), np.append(known.values, own), stop - start)
+
+    def is_other(self, query: int, positions: np.ndarray, scores: np.ndarray) -> np.ndarray:
+        """Whether rows at positions (n,) with these scores are not a query itself: (n,) bool."""
+        if self.identical is None:
+            return np.ones(len(positions), dtype=bool)
+        if self._rescore is not None:
+            scores = scores_of(self._work.queries.block(query, query + 1), self._work.corpus, positions[None])[0]
+        return scores < self.identical
 
     def near(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
         """Whether rows at left (m,) are near-duplicates of any of right (n,): (m,) bool."""
@@ -161,22 +191,22 @@ class Finder:
             return None
         sample = sample_of(len(self._work.query_ids), seed)
         queries = self._work.queries.take(torch.from_numpy(sample))
-        found, truth = self._search(queries, sample), self._exactly(queries, sample)
+        found, truth = self._search(queries, sample, self._depth), self._exactly(queries, sample, self._depth)
         hits = (truth.positions[:, :, None] == found.positions[:, None, :]).any(2) & (truth.positions != NO_ROW)
         return float(hits.sum() / max(1, (truth.positions != NO_ROW).sum()))
 
-    def _exactly(self, queries: Tensor, numbers: np.ndarray) -> Found:
+    def _exactly(self, queries: Tensor, numbers: np.ndarray, depth: int) -> Found:
         work = self._work
         return search(
-            queries, numbers, work.corpus, self._depth, work.forbidden, work.corpus_ids.rank,
+            queries, numbers, work.corpus, depth, work.forbidden, work.corpus_ids.rank,
             block_rows=self._sizes.rows, rescored=self._exact,
         )  # fmt: skip
 
-    def _search(self, queries: Tensor, numbers: np.ndarray) -> Found:
+    def _search(self, queries: Tensor, numbers: np.ndarray, depth: int) -> Found:
         if self._index is None:
-            return self._exactly(queries, numbers)
+            return self._exactly(queries, numbers, depth)
         work, index = self._work, self._index
-        k = min(self._depth, len(index))
+        k = min(depth, len(index))
         result = Found.nothing(len(queries), k)
         for at in range(0, len(queries), RUN):
             run = np.arange(at, min(at + RUN, len(queries)))

@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from negbank.links import Ids
 from negbank.mining.candidates import Candidates, Finder
-from negbank.mining.forbidden import Csr, offsets
-from negbank.mining.inputs import Ids, Work
-from negbank.mining.rules import NOBODY, REASONS, Rules, Window, draw, pick, reference_scores, verdicts
+from negbank.mining.inputs import Work
+from negbank.mining.rules import NOBODY, REASONS, Csr, Rules, Window, draw, offsets, pick, reference_scores, verdicts
 
 CHUNK = 4096
 """Rows chosen for at once."""
@@ -146,12 +146,13 @@ def _fill(
     found: list[int] = []
     gained: list[float] = []
     step = 4 * missing + 16
-    positives = known.positives.part(own, own + 1).values
+    positives = finder.alike(known.first + own, known.first + own + 1).values
     for at in range(0, len(order), step):
         tried = order[at : at + step]
         scores = finder.score(known.first + own, tried)
         window = Window(scores[None], finder.near(tried, positives)[None])
         free = verdicts(window, np.array([reference]), rules, bounds=False)[0] == 0
+        free &= finder.is_other(known.first + own, tried, scores)
         for j, value in zip(tried[free].tolist(), scores[free].tolist()):
             if len(found) < missing and not finder.near(np.array([j]), np.append(taken, found).astype(np.int64))[0]:
                 found.append(j)

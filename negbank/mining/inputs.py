@@ -1,243 +1,202 @@
-"""What a run of the miner works on: queries, corpus, ids, positives and exclusions, in any of the forms people hold
-them in, opened and checked at the start. Inside the miner a row is its position.
+"""What a run of the miner works on: queries, corpus, ids, positives and exclusions, opened and checked at the start.
+
+Inside the miner a row is its position. What containers these may come in, arrays.py and links.py say. A row is scaled
+to length 1 in float32 by itself, so what a block or a gather returns depends on no other row. Pages of a mapped file
+are handed back after each read: they would count as this process's memory.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+import mmap
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
+from negbank.arrays import Shard, as_ids, as_labels, as_rows, as_tensor
+from negbank.bank import unit_rows
 from negbank.files import MANIFEST
 from negbank.index import Index
-from negbank.mining.forbidden import NO_GROUP, Csr, Forbidden, csr
-from negbank.mining.rows import Rows
+from negbank.links import MISSING, Ids, as_links
+from negbank.mining.rules import Csr, Forbidden, csr
 from negbank.snapshot import Snapshot
 
-MISSING = -1
-"""Position of an id that no row has."""
-IdsLike = Sequence[int] | Sequence[str] | np.ndarray | Tensor
+Source = Any
+"""(N, D) embeddings, as `as_rows` takes them."""
+IdsLike = Any
+"""(N,) distinct integers or strings, as `as_ids` takes them."""
 Positives = Any
-"""(P, 2) pairs (query id, corpus id), or a list of 2-tuples; CSR as a pair (indptr, ids) or a scipy CSR matrix; a list
-of Q lists of ids; a dict from query id to an id or a list; None: every query's own id."""
+"""Which corpus rows belong to a query, as `as_links` takes them; None: every query's own id."""
+CHECKED = 1 << 13
+"""Rows looked at together in `Rows.check`."""
 
 
-class Ids:
-    """ids of `count` rows ↔ positions 0..count−1.
+class Rows:
+    """N rows of D columns from one source or several shards, read as float32 unit rows.
 
     Args:
-        values: (count,) distinct integers or strings, in any order; None for 0..count−1.
-        count: number of rows.
+        source: see `Source`.
         name: of the argument, for errors.
+        unit: the rows have length 1 already (a snapshot's) and are taken as they are.
+
+    Attributes:
+        resident: all unit rows (N, D) float32, where they are kept in memory.
 
     Raises:
-        ValueError: for another length, ids that are neither integers nor strings, or an id that comes twice.
+        ValueError: for a source of another kind, a dtype that is not floating point, shards whose width differs, a
+            file that is no `.npy` or is truncated, or no rows.
+        FileNotFoundError: for a path that does not exist.
     """
 
-    def __init__(self, values: IdsLike | None, count: int, name: str) -> None:
-        self.name, self.count = name, count
-        self.values: np.ndarray | None = None
-        self.rank: np.ndarray | None = None  # (count,) place of each row's id in ascending order; None when ascending
-        self._sorted = self._order = np.zeros(0, dtype=np.int64)
-        if values is None:
-            return
-        array = as_ids(values, name)
-        if array.shape != (count,):
-            raise ValueError(f"{name}: shape {array.shape} for {count} rows; give one id a row")
-        order = np.argsort(array, kind="stable")
-        ascending = array[order]
-        again = np.flatnonzero(ascending[1:] == ascending[:-1])
-        if len(again):
-            raise ValueError(
-                f"{name}: {len(again)} id(s) come more than once, such as {ascending[again][:4].tolist()}; "
-                f"an id names one row, so drop the duplicates or number the rows"
-            )
-        self.values, self._sorted, self._order = array, ascending, order
-        if not np.array_equal(order, np.arange(count)):
-            self.rank = np.empty(count, dtype=np.int64)
-            self.rank[order] = np.arange(count)
+    def __init__(self, source: Source, name: str, *, unit: bool = False) -> None:
+        self.name, self._unit = name, unit
+        self._parts: list[Shard] = as_rows(source, name)
+        self.dim = int(self._parts[0].shape[1])
+        for number, part in enumerate(self._parts):
+            where = name if len(self._parts) == 1 else f"{name}, shard {number}"
+            if part.shape[1] != self.dim:
+                raise ValueError(f"{where}: {part.shape[1]} columns, shard 0 has {self.dim}; embed all with one model")
+        self._starts = np.cumsum([0, *(len(part) for part in self._parts)])
+        if len(self) == 0 or self.dim == 0:
+            raise ValueError(f"{name}: shape {(len(self), self.dim)}; there is nothing to mine from")
+        first = self._parts[0]
+        self.device = first.device if isinstance(first, Tensor) else torch.device("cpu")
+        self.resident: Tensor | None = first if unit and len(self._parts) == 1 and isinstance(first, Tensor) else None
 
     def __len__(self) -> int:
-        return self.count
+        return int(self._starts[-1])
 
-    def positions(self, wanted: np.ndarray) -> np.ndarray:
-        """Position of every wanted id, `MISSING` where no row has it: int64 of the same shape."""
-        if self.values is None:
-            if wanted.dtype.kind not in "iu":
-                return np.full(wanted.shape, MISSING)
-            return np.where((wanted >= 0) & (wanted < self.count), wanted, MISSING).astype(np.int64)
-        if (wanted.dtype.kind == "U") != (self.values.dtype.kind == "U") or not self.count:
-            return np.full(wanted.shape, MISSING)
-        at = np.searchsorted(self._sorted, wanted).clip(max=self.count - 1)
-        return np.where(self._sorted[at] == wanted, self._order[at], MISSING)
-
-    def known(self, wanted: np.ndarray, name: str) -> np.ndarray:
-        """`positions` of ids from an argument `name`, all of which rows have.
+    def check(self, *, digest: bool = False) -> str:
+        """Read every row once; a digest of all of them where asked for, else "".
 
         Raises:
-            ValueError: naming the first that no row has.
+            ValueError: naming the first rows that hold NaN or infinity, or that are all zero.
         """
-        positions = self.positions(wanted)
-        missing = wanted[positions == MISSING]
-        if len(missing):
-            raise ValueError(
-                f"{name}: {len(missing)} id(s) are not among the {self.count} {self.name}, such as "
-                f"{missing[:4].tolist()}; add their rows or drop them"
-            )
-        return positions
+        sha = hashlib.sha256(str((len(self), self.dim)).encode())
+        for start, part in self._pieces(CHECKED):
+            raw = as_tensor(part)
+            rows = raw if raw.dtype == torch.float64 else raw.to(torch.float32)
+            largest = torch.linalg.vector_norm(rows, ord=torch.inf, dim=-1)
+            bad = (~torch.isfinite(largest)).nonzero().flatten()
+            if len(bad):
+                raise ValueError(
+                    f"{self.name}: {len(bad)} row(s) of {len(rows)} from row {start} on hold NaN or infinity, the "
+                    f"first at {(bad[:8] + start).tolist()}; drop them or embed them again"
+                )
+            zero = (largest == 0).nonzero().flatten()
+            if len(zero):
+                raise ValueError(
+                    f"{self.name}: rows {(zero[:8] + start).tolist()} are all zero and have no direction; drop them"
+                )
+            if digest:
+                sha.update(raw.cpu().contiguous().view(torch.uint8).numpy().data)
+            _release(part)
+        return sha.hexdigest() if digest else ""
 
-    def of(self, positions: np.ndarray) -> np.ndarray:
-        """The ids of rows at positions."""
-        return positions.astype(np.int64) if self.values is None else self.values[positions]
-
-    def keys(self, positions: np.ndarray) -> np.ndarray:
-        """64 bits that stand for each row's id in a hash, whatever the order of the rows: uint64."""
-        if self.values is None or self.values.dtype.kind != "U":
-            return self.of(positions).astype(np.int64).view(np.uint64)
-        distinct, back = np.unique(positions, return_inverse=True)
-        hashed = [hashlib.blake2b(str(i).encode(), digest_size=8).digest() for i in self.values[distinct]]
-        return np.frombuffer(b"".join(hashed), dtype=np.uint64)[back].reshape(positions.shape)
-
-
-def as_ids(values: IdsLike, name: str) -> np.ndarray:
-    """Ids as an int64 or a string array.
-
-    Raises:
-        ValueError: for floats, booleans, or mixed types.
-    """
-    array = _array(values)
-    if array.size == 0:
-        return array.astype(np.int64) if array.dtype.kind == "f" else array
-    if array.dtype.kind == "O" and all(isinstance(i, str) for i in array.flat):
-        array = array.astype(str)
-    if array.dtype.kind == "U" and not isinstance(values, np.ndarray) and not all(isinstance(i, str) for i in values):
-        raise ValueError(f"{name}: integers and strings mixed; give ids of one type")
-    if array.dtype.kind not in "iuU":
-        raise ValueError(f"{name}: ids of type {array.dtype}; expected integers or strings")
-    return array if array.dtype.kind == "U" else array.astype(np.int64)
-
-
-def read_positives(positives: Positives, queries: Ids, corpus: Ids) -> Csr:
-    """Positions of every query's positives, in the order given, each once.
-
-    Raises:
-        ValueError: for another form, ids that are no row of the corpus or no query, or lists that are not one a query.
-    """
-    name = "positives"
-    if hasattr(positives, "indptr") and hasattr(positives, "indices"):
-        positives = (positives.indptr, positives.indices)
-    listed = isinstance(positives, list | tuple)
-    if positives is None:
-        name = "positives=None (each query's own id)"
-        anchors = np.arange(queries.count)
-        ids = queries.of(anchors)
-    elif isinstance(positives, Mapping):
-        keys = as_ids(list(positives), name)
-        owner, ids = _flat(positives.values(), name)
-        anchors = queries.known(keys, name)[owner]
-    elif isinstance(positives, tuple) and len(positives) == 2 and all(np.ndim(_array(p)) == 1 for p in positives):
-        indptr, ids = _array(positives[0]), as_ids(positives[1], name)
-        rises = indptr.shape == (queries.count + 1,) and indptr[0] == 0 and indptr[-1] == len(ids)
-        if not rises or (np.diff(indptr) < 0).any():
-            raise ValueError(
-                f"positives: indptr of shape {indptr.shape} for {queries.count} queries and {len(ids)} ids; "
-                f"expected {queries.count + 1} offsets that rise from 0 to {len(ids)}"
-            )
-        anchors = Csr(indptr, ids).rows
-    elif hasattr(positives, "ndim") or (listed and len(positives) and all(isinstance(p, tuple) for p in positives)):
-        left, ids = _columns(positives, name)
-        anchors = queries.known(left, name)
-    elif listed:
-        if len(positives) != queries.count:
-            raise ValueError(
-                f"positives: {len(positives)} lists for {queries.count} queries; give one a query, [] for none"
-            )
-        anchors, ids = _flat(positives, name)
-    else:
-        raise ValueError(
-            f"positives: {type(positives).__name__}; expected pairs, CSR (indptr, ids), a list of lists, a dict or None"
+    def same_as(self, other: Rows) -> bool:
+        """Whether both hold equal unit rows in the same order: by the names of mapped files, else by content."""
+        if (len(self), self.dim) != (len(other), other.dim):
+            return False
+        if [_place(part) for part in self._parts] == [_place(part) for part in other._parts]:
+            return True
+        starts = [0, *range(1, len(self), CHECKED)]  # most that differ, differ in the first row
+        ends = [*starts[1:], len(self)]
+        return all(
+            torch.equal(self.block(start, stop).cpu(), other.block(start, stop).cpu())
+            for start, stop in zip(starts, ends)
         )
-    return csr(anchors, corpus.known(ids, name), queries.count)
+
+    def settle(self, limit: int) -> None:
+        """Keep all unit rows in memory, if that takes at most `limit` bytes."""
+        if self.resident is None and len(self) * self.dim * 4 <= limit:
+            unit = torch.empty(len(self), self.dim, device=self.device)
+            for start, rows in self.blocks(CHECKED):
+                unit[start : start + len(rows)] = rows
+            self.resident = unit
+
+    def blocks(self, size: int) -> Iterator[tuple[int, Tensor]]:
+        """(position of the first row, unit rows) of blocks of at most `size` rows, in order."""
+        if self.resident is not None:
+            for start in range(0, len(self), size):
+                yield start, self.resident[start : start + size]
+            return
+        for start, part in self._pieces(size):
+            yield start, self._as_unit(as_tensor(part))
+            _release(part)
+
+    def block(self, start: int, stop: int) -> Tensor:
+        """Unit rows start..stop−1: (stop − start, D)."""
+        if self.resident is not None:
+            return self.resident[start:stop]
+        return self.take(torch.arange(start, min(stop, len(self))))
+
+    def take(self, positions: Tensor) -> Tensor:
+        """Unit rows at positions (...): (..., D)."""
+        if self.resident is not None:
+            return self.resident[positions.to(self.device)]
+        flat = positions.flatten().cpu()
+        if len(self._parts) == 1:
+            return self._as_unit(self._gather(0, flat)).view(*positions.shape, self.dim)
+        found = torch.empty(len(flat), self.dim, device=self.device)
+        owner = torch.from_numpy(np.searchsorted(self._starts, flat.numpy(), side="right") - 1)
+        for number in owner.unique().tolist():
+            mine = owner == number
+            found[mine.to(self.device)] = self._as_unit(self._gather(number, flat[mine] - int(self._starts[number])))
+        return found.view(*positions.shape, self.dim)
+
+    def _gather(self, number: int, local: Tensor) -> Tensor:
+        part = self._parts[number]
+        if isinstance(part, Tensor):
+            return part[local.to(part.device)].to(self.device)
+        if isinstance(part, np.memmap) and isinstance(part.base, mmap.mmap) and part.flags.c_contiguous:
+            return as_tensor(_read(part, local.tolist()))
+        rows = as_tensor(np.take(part, local.numpy(), axis=0))
+        _release(part)
+        return rows
+
+    def _pieces(self, size: int) -> Iterator[tuple[int, np.ndarray | Tensor]]:
+        for part, start in zip(self._parts, self._starts[:-1].tolist()):
+            for at in range(0, len(part), size):
+                yield start + at, part[at : at + size]
+
+    def _as_unit(self, rows: Tensor) -> Tensor:
+        rows = rows.to(self.device)
+        return rows.to(torch.float32) if self._unit else unit_rows(rows)
 
 
-def read_pairs(pairs: Any, queries: Ids, corpus: Ids, name: str) -> Csr:
-    """(P, 2) pairs (query id, corpus id) as CSR; a corpus id that no row has excludes nothing.
-
-    Raises:
-        ValueError: for another shape or a query id that is no query.
-    """
-    anchors, others = _columns(pairs, name)
-    left, right = queries.known(anchors, name), corpus.positions(others)
-    return csr(left[right != MISSING], right[right != MISSING], queries.count)
+def _place(part: Shard) -> object:
+    """What two shards share that are the same numbers at the same place."""
+    if isinstance(part, np.memmap):
+        status = os.stat(str(part.filename))
+        return status.st_dev, status.st_ino, part.offset, part.shape, part.strides, part.dtype
+    return id(part)
 
 
-def read_groups(
-    groups: Any, queries: int, rows: int, *, same: bool
-) -> tuple[np.ndarray, np.ndarray] | tuple[None, None]:
-    """Labels of queries (Q,) and of corpus rows (N,) as int64.
-
-    Args:
-        groups: (N,) labels where queries and corpus are the same rows, else a pair (query labels, corpus labels);
-            integers, of which a negative one is no group, or strings; None for no groups.
-        queries, rows: Q and N.
-        same: queries and corpus are the same rows, or pairs in the same order.
-
-    Raises:
-        ValueError: for one list of labels where two are needed, or lengths or types that do not fit.
-    """
-    if groups is None:
-        return None, None
-    pair = isinstance(groups, tuple) and len(groups) == 2 and all(np.ndim(_array(g)) == 1 for g in groups)
-    if not pair and not same:
-        raise ValueError(
-            "groups: queries are not the corpus here; give a pair (labels of queries, labels of the corpus)"
-        )
-    ours, theirs = (_array(g) for g in (groups if pair else (groups, groups)))
-    if ours.shape != (queries,) or theirs.shape != (rows,):
-        raise ValueError(
-            f"groups: labels of shapes {ours.shape} and {theirs.shape}, expected ({queries},) and ({rows},)"
-        )
-    kinds = {ours.dtype.kind, theirs.dtype.kind}
-    if kinds <= {"i", "u"}:
-        return np.maximum(ours.astype(np.int64), NO_GROUP), np.maximum(theirs.astype(np.int64), NO_GROUP)
-    if kinds != {"U"}:
-        raise ValueError(f"groups: labels of types {ours.dtype} and {theirs.dtype}; expected integers or strings")
-    _, codes = np.unique(np.concatenate((ours, theirs)), return_inverse=True)
-    return codes[:queries], codes[queries:]
+def _read(part: np.memmap, positions: list[int]) -> np.ndarray:
+    """Rows of a mapped file, read from the file: through the mapping each would bring its surroundings with it."""
+    size = part.shape[1] * part.dtype.itemsize
+    with open(str(part.filename), "rb") as file:
+        raw = b"".join(os.pread(file.fileno(), size, part.offset + i * size) for i in positions)
+    return np.frombuffer(bytearray(raw), part.dtype).reshape(-1, part.shape[1])
 
 
-def _array(values: Any) -> np.ndarray:
-    return values.cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
-
-
-def _flat(lists: Iterable[Any], name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Of lists of ids, or single ids, one after the other: which list each is in, and the ids."""
-    each = [[ids] if isinstance(ids, int | str | np.integer) else list(ids) for ids in lists]
-    values: list[Any] = [i for ids in each for i in ids]
-    return np.repeat(np.arange(len(each)), [len(ids) for ids in each]), as_ids(values, name)
-
-
-def _columns(pairs: Any, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """The two columns of pairs; of a list of tuples each column may have a type of its own."""
-    if isinstance(pairs, list | tuple):
-        if any(len(pair) != 2 for pair in pairs):
-            raise ValueError(f"{name}: expected pairs (query id, corpus id), found one of length other than 2")
-        left, right = zip(*pairs) if pairs else ((), ())
-        return as_ids(list(left), name), as_ids(list(right), name)
-    array = _array(pairs)
-    if array.ndim != 2 or array.shape[1] != 2:
-        raise ValueError(f"{name}: shape {array.shape}, expected (P, 2) pairs (query id, corpus id)")
-    return as_ids(array[:, 0], name), as_ids(array[:, 1], name)
+def _release(part: np.ndarray | Tensor) -> None:
+    """Hand the pages of a mapped file back, where the mapping is shared with the file and they can be read again."""
+    mapping = getattr(part, "_mmap", None)
+    if mapping is not None and getattr(part, "mode", "") in ("r", "r+") and hasattr(mmap, "MADV_DONTNEED"):
+        mapping.madvise(mmap.MADV_DONTNEED)
 
 
 class Work(NamedTuple):
     """Q queries and N corpus rows with their ids; positives, and all that is no negative, by position.
 
-    searched, rows: a snapshot's index and its ids of the corpus rows, or None; digested: what a digest covers.
+    digested: what a digest covers; within: queries are the corpus rows; searched, rows: a snapshot's index and its ids
+    of the corpus rows, or None.
     """
 
     queries: Rows
@@ -246,9 +205,10 @@ class Work(NamedTuple):
     corpus_ids: Ids
     positives: Csr
     forbidden: Forbidden
+    digested: list[np.ndarray]
+    within: bool
     searched: Index | None
     rows: np.ndarray | None
-    digested: list[np.ndarray]
 
     def check(self, *, digest: bool) -> str:
         """Refuse rows that are not finite or are zero; a digest of all inputs if asked for."""
@@ -261,13 +221,13 @@ class Work(NamedTuple):
 
 
 def open_inputs(
-    queries: Any, corpus: Any, positives: Any, query_ids: Any, corpus_ids: Any, exclude: Any, groups: Any, index: Any
-) -> Work:
+    queries: Any, corpus: Any, positives: Any, query_ids: Any, corpus_ids: Any, exclude: Any, groups: Any, index: Any,
+    ignore_identical: Any,
+) -> Work:  # fmt: skip
     """The arguments of `mine_hard_negatives` of these names, read."""
     if isinstance(corpus, str | Path) and (Path(corpus) / MANIFEST).exists():
         corpus = Snapshot.load(corpus)
     rows, searched = None, None
-    within = queries is None or queries is corpus
     if isinstance(corpus, Snapshot):
         snapshot, rows = corpus, None if corpus.rows is None else corpus.rows.cpu().numpy()
         if index not in (None, "exact"):
@@ -279,23 +239,99 @@ def open_inputs(
         corpus_ids = rows if corpus_ids is None else corpus_ids
         if index is None and snapshot.index.report.factory not in ("exact", "Flat"):
             searched = snapshot.index
+        queries = None if queries is corpus else queries
     else:
         opened = Rows(corpus, "corpus")
-    asked = opened if within else Rows(queries, "queries")
+    asked = opened if queries is None or queries is corpus else Rows(queries, "queries")
     if asked.dim != opened.dim:
         raise ValueError(f"queries: {asked.dim} columns, the corpus has {opened.dim}; embed both with one model")
-    ids = Ids(corpus_ids, len(opened), "corpus_ids")
-    if within and query_ids is not None:
+    if queries is None and query_ids is not None:
         raise ValueError("query_ids: queries are the corpus here and have its ids; give corpus_ids alone")
-    own = ids if within else Ids(query_ids, len(asked), "query_ids")
-    known = read_positives(positives, own, ids)
-    listed = [known]
-    if within:
-        listed.append(csr(np.arange(len(asked)), np.arange(len(opened)), len(asked)))
+    apart = query_ids is not None and not _equal(query_ids, corpus_ids)
+    within = not apart and (asked is opened or asked.same_as(opened))
+    links = relate(
+        len(asked), len(opened), positives, query_ids, corpus_ids, exclude, groups, ignore_identical, within=within
+    )
+    return Work(opened if within else asked, opened, *links, within, searched, rows)
+
+
+def _equal(query_ids: Any, corpus_ids: Any) -> bool:
+    """Whether two arguments are the same ids."""
+    return corpus_ids is not None and np.array_equal(as_ids(query_ids, "query_ids"), as_ids(corpus_ids, "corpus_ids"))
+
+
+class Links(NamedTuple):
+    """What is known of the rows beside their embeddings: see `Work`."""
+
+    query_ids: Ids
+    corpus_ids: Ids
+    positives: Csr
+    forbidden: Forbidden
+    digested: list[np.ndarray]
+
+
+def relate(
+    queries: int, rows: int, positives: Any = None, query_ids: Any = None, corpus_ids: Any = None, exclude: Any = None,
+    groups: Any = None, ignore_identical: Any = False, *, within: bool,
+) -> Links:  # fmt: skip
+    """Ids, positives and all that is no negative, of so many queries and corpus rows.
+
+    Args:
+        within: queries are the corpus rows: no row is its own negative, nor, by default, its own positive.
+
+    Raises:
+        ValueError: as `mine_hard_negatives`.
+    """
+    ids = Ids(corpus_ids, rows, "corpus_ids")
+    own = ids if within else Ids(query_ids, queries, "query_ids")
+    every = np.arange(queries)
+    itself = csr(every, every, queries)
+    if positives is not None:
+        known = csr(*as_links(positives, "positives", own, ids), queries)
+    elif within:
+        known = csr(every[:0], every[:0], queries)
+    else:
+        known = csr(every, ids.known(own.of(every), "positives=None (each query's own id)"), queries)
+    listed = [known, itself] if within else [known]
     if exclude is not None:
-        listed.append(read_pairs(exclude, own, ids, "exclude"))
-    same = within or (positives is None and len(asked) == len(opened))
-    ours, theirs = read_groups(groups, len(asked), len(opened), same=same)
+        listed.append(csr(*as_links(exclude, "exclude", own, ids, skip=True), queries))
+    if ignore_identical is not False:
+        listed += _identical(ignore_identical, own, ids, known, named=query_ids is not None and corpus_ids is not None)
+    ours = theirs = None
+    if groups is not None:
+        labels = as_labels(groups, "groups")
+        if len(labels) == 1 and not within and (positives is not None or queries != rows):
+            raise ValueError(
+                "groups: queries are not the corpus here; give a pair (labels of queries, labels of the corpus)"
+            )
+        ours, theirs = labels * 2 if len(labels) == 1 else labels
+        if len(ours) != queries or len(theirs) != rows:
+            found = f"{ours.shape} and {theirs.shape}"
+            raise ValueError(f"groups: labels of shapes {found}, expected ({queries},) and ({rows},)")
     digested = [array for part in listed for array in part] + [array for array in (ours, theirs) if array is not None]
     digested += [i.values for i in (own, ids) if i.values is not None]
-    return Work(asked, opened, own, ids, known, Forbidden(listed, ours, theirs, len(opened)), searched, rows, digested)
+    return Links(own, ids, known, Forbidden(listed, ours, theirs, rows), digested)
+
+
+def _identical(texts: Any, own: Ids, ids: Ids, known: Csr, *, named: bool) -> list[Csr]:
+    """Rows with the query's own id, where both have ids; with texts (ours, theirs), those with its or a positive's."""
+    count, every = len(own), np.arange(len(own))
+    found = []
+    if named:
+        place = ids.positions(own.of(every))
+        found.append(csr(every[place != MISSING], place[place != MISSING], count))
+    if texts is True:
+        return found
+    if not isinstance(texts, tuple) or len(texts) != 2:
+        raise ValueError("ignore_identical: expected True, False, or a tuple (texts of queries, texts of the corpus)")
+    ours, theirs = as_labels(texts, "ignore_identical")
+    if len(ours) != count or len(theirs) != len(ids):
+        raise ValueError(f"ignore_identical: {len(ours)} and {len(theirs)} texts for {count} and {len(ids)} rows")
+    order = np.argsort(theirs, kind="stable")
+    codes = np.concatenate((ours, theirs[known.values]))
+    owner = np.concatenate((every, known.rows))
+    start, stop = (np.searchsorted(theirs[order], codes, side=side) for side in ("left", "right"))
+    number = stop - start
+    at = np.arange(number.sum()) - np.repeat(np.cumsum(number) - number - start, number)
+    found.append(csr(np.repeat(owner, number), order[at], count))
+    return found

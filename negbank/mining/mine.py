@@ -1,13 +1,14 @@
 """`mine_hard_negatives`: embeddings in, hard negatives out.
 
-For every query: the best `range_max` rows of D_i (what may be a negative at all, forbidden.py) by exact or index
-search, their scores (scores.py), the filters and the choice among what passes (rules.py). Queries are worked on in
+For every query: the best `range_max` rows of D_i (what may be a negative at all, rules.py) by exact or index
+search, their scores (search.py), the filters and the choice among what passes (rules.py). Queries are worked on in
 parts, independent of each other, so that neither their size nor who computes them shows in the result.
 """
 
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -20,11 +21,11 @@ from negbank.mining import parts
 from negbank.mining.budget import index_pays, parse_size, plan
 from negbank.mining.candidates import RUN, Finder, Rescore, build_index
 from negbank.mining.choice import choose, padded
-from negbank.mining.inputs import IdsLike, Positives, Work, open_inputs
+from negbank.mining.identity import identity
+from negbank.mining.inputs import IdsLike, Positives, Source, Work, open_inputs
 from negbank.mining.result import MiningResult
-from negbank.mining.rows import Source
 from negbank.mining.rules import Finite, Rank, Reference, Rules, Shortfall, Strategy
-from negbank.mining.scores import EXACT
+from negbank.mining.search import EXACT
 from negbank.snapshot import Snapshot
 
 
@@ -46,6 +47,7 @@ def mine_hard_negatives(
     temperature: Positive_ = 0.05,
     exclude: Any = None,
     groups: Any = None,
+    ignore_identical: Any = False,
     dedupe: Literal["id", "exact", "near"] = "id",
     near: Annotated[float, Gt(-1), Le(1)] = 0.95,
     rescore: Rescore | None = None,
@@ -62,16 +64,18 @@ def mine_hard_negatives(
 ) -> MiningResult:
     """Mine hard negatives: rows of the corpus that are similar to a query and are not its positives.
 
-    Scores are cosines: products of unit float32 rows, summed exactly and rounded once (scores.py). The result is the
+    Scores are cosines: products of unit float32 rows, summed exactly and rounded once (search.py). The result is the
     same for any query batch, shard size, number of threads, and number of processes (under `torch.distributed` each
     does its share and returns the whole).
 
     Args:
-        queries: (Q, D) embeddings: an array, a tensor, the path of a `.npy` file or of a folder of them, or a list of
-            these; None to mine within the corpus, where no row is its own negative.
+        queries: (Q, D) embeddings: an array, a tensor, a data frame, a list of rows, the path of a `.npy` file or of a
+            folder of them, or shards: a tuple of arrays, a list of paths (`as_rows`). None, or the rows of the corpus
+            themselves, to mine within the corpus, where no row is its own negative.
         corpus: (N, D), likewise; or a `Snapshot`, or the path of a saved one, whose index is then searched.
-        positives: pairs (P, 2) of (query id, corpus id), CSR (indptr, ids), a list of lists by query, a dict of lists,
-            or None: each query's own id.
+        positives: pairs of (query id, corpus id): a list of 2-tuples, an integer array (P, 2), a table of two columns;
+            by query: a list or a dict of ids, lists of ids or {id: grade}, where grades above 0 count; CSR (indptr,
+            ids); a sparse matrix (Q, N) by position. None: each query's own id, within the corpus none at all.
         num_negatives: wanted for every query.
         range_min, range_max: ranks range_min ≤ r < range_max among the rows that may be negatives (positives, excluded
             pairs and groups are not counted) are considered. Default of range_max: range_min + num_negatives, times 10
@@ -84,9 +88,12 @@ def mine_hard_negatives(
         sampling_strategy: "top", the best; "random"; or "softmax" of score / temperature: without replacement, from the
             candidates that pass, with the proposal's log-probabilities in the result.
         temperature: of "softmax", in units of the score.
-        exclude: pairs (query id, corpus id) that must not be negatives.
+        exclude: what must not be a negative of which query, in the forms of `positives`; unknown corpus ids are no row.
         groups: labels; rows of one label are never negatives of each other. (N,) where queries are corpus rows in the
             same order, else a pair (labels of queries, labels of the corpus). A negative label is no group.
+        ignore_identical: True: a row with the query's own id (of `query_ids` and `corpus_ids`), or with its embedding,
+            is no negative of it; a tuple (texts of queries, texts of the corpus): one with its id, its text or the text
+            of one of its positives.
         dedupe: "id": only known ids are positives; "exact": rows equal to a positive, or to a chosen negative, are left
             out, too; "near": rows whose cosine to one is `near` or more.
         near: the bound of dedupe="near".
@@ -113,7 +120,7 @@ def mine_hard_negatives(
             finite or zero, integer embeddings, widths that differ, ids that come twice or are unknown, a shard that is
             truncated, a budget too small; from margins where a query has no positive.
         FileNotFoundError: for a path that does not exist.
-        OSError: when `out` cannot be written.
+        OSError: when `out` cannot be written, or, as `OwnedError`, is written by another process.
         DamagedSnapshotError: for a saved snapshot that is damaged or of another format.
 
     The margins and their defaults follow NV-Retriever (Moreira et al. 2024, arXiv:2407.15831).
@@ -123,9 +130,13 @@ def mine_hard_negatives(
     if range_max is None:
         rules = rules._replace(range_max=range_min + num_negatives)
     rules.check()
+    if out is not None:
+        parts.require_free(Path(out))
     bound = {"id": None, "exact": EXACT, "near": near}[dedupe]
     budget = None if memory_budget is None else parse_size(memory_budget)
-    work = open_inputs(queries, corpus, positives, query_ids, corpus_ids, exclude, groups, index)
+    if ignore_identical is True and not exact:
+        raise ValueError("ignore_identical=True: compares exact scores; leave exact=True, or give texts")
+    work = open_inputs(queries, corpus, positives, query_ids, corpus_ids, exclude, groups, index, ignore_identical)
     count = len(work.query_ids)
     if range_max is None:
         choosy = rules.margins or bound is not None or sampling_strategy != "top" or rescore is not None
@@ -140,49 +151,50 @@ def mine_hard_negatives(
     width = min(sizes.queries, math.ceil(count / size))
     if work.searched is not None or index not in (None, "exact"):
         width = RUN * math.ceil(width / RUN)
-    folder = None
-    if out is not None:
-        told = {**rules._asdict(), "dedupe": dedupe, "near": near, "exact": exact, "index": index, "inputs": digest}
-        folder = parts.open_folder(Path(out), {**told, "rescore": rescore is not None}, width)
-        if folder.complete:
+    told = {**rules._asdict(), "dedupe": dedupe, "near": near, "exact": exact, "index": index, "inputs": digest}
+    told |= {"rescore": None if out is None else identity(rescore), "ignore_identical": ignore_identical is True}
+    with nullcontext() if out is None else parts.opened(Path(out), told, width) as folder:
+        if folder is not None:
+            if folder.complete:
+                return MiningResult(*folder.result())
+            width = folder.part_queries
+        searched = work.searched
+        if index not in (None, "exact"):
+            if len(work.corpus) < 2:
+                raise ValueError(f"index={index!r}: a corpus of {len(work.corpus)} row(s) needs no index; use 'exact'")
+            if index != "auto" or work.corpus.device.type != "cpu" or index_pays(count, len(work.corpus)):
+                searched = build_index(str(index), work, depth, seed)
+        if searched is None or bound is not None:
+            work.corpus.settle(sizes.resident)
+        identical = EXACT if ignore_identical is True else None
+        miner = Miner(work, rules, Finder(work, searched, depth, bound, rescore, exact, identical, sizes))
+        total = math.ceil(count / width)
+        numbers = range(rank, total, size)
+
+        with tqdm(total=count, desc="mining", unit=" queries", disable=not progress or rank > 0) as bar:
+
+            def make(number: int) -> parts.Part:
+                stop = min((number + 1) * width, count)
+                part = miner.part(number * width, stop)
+                bar.update((stop - number * width) * min(size, total))
+                return part
+
+            about = {"rules": rules._asdict(), "depth": depth, "queries": count, "rows": len(work.corpus)}
+            about["recall"] = miner.finder.recall(seed)
+            constant = {
+                "positive_indptr": work.positives.indptr,
+                "positives": miner.finder.compact(work.positives.values),
+                "query_ids": work.query_ids.values,
+                "corpus_ids": work.corpus_ids.values,
+            }
+            known = {name: values for name, values in constant.items() if values is not None}
+            if folder is None:
+                arrays, sums = parts.in_memory(numbers, make, total)
+                return MiningResult({**known, **arrays}, {**about, **sums})
+            for number in folder.missing(numbers):
+                folder.put(number, make(number))
+            parts.together(lambda: folder.finish(total, known, about))
             return MiningResult.load(folder.path)
-        width = folder.part_queries
-    searched = work.searched
-    if index not in (None, "exact"):
-        if len(work.corpus) < 2:
-            raise ValueError(f"index={index!r}: a corpus of {len(work.corpus)} row(s) needs no index; use 'exact'")
-        if index != "auto" or work.corpus.device.type != "cpu" or index_pays(count, len(work.corpus)):
-            searched = build_index(str(index), work, depth, seed)
-    if searched is None or bound is not None:
-        work.corpus.settle(sizes.resident)
-    miner = Miner(work, rules, Finder(work, searched, depth, bound, rescore, exact, sizes))
-    total = math.ceil(count / width)
-    numbers = range(rank, total, size)
-
-    with tqdm(total=count, desc="mining", unit=" queries", disable=not progress or rank > 0) as bar:
-
-        def make(number: int) -> parts.Part:
-            stop = min((number + 1) * width, count)
-            part = miner.part(number * width, stop)
-            bar.update((stop - number * width) * min(size, total))
-            return part
-
-        about = {"rules": rules._asdict(), "depth": depth, "queries": count, "rows": len(work.corpus)}
-        about["recall"] = miner.finder.recall(seed)
-        constant = {
-            "positive_indptr": work.positives.indptr,
-            "positives": miner.finder.compact(work.positives.values),
-            "query_ids": work.query_ids.values,
-            "corpus_ids": work.corpus_ids.values,
-        }
-        known = {name: values for name, values in constant.items() if values is not None}
-        if folder is None:
-            arrays, sums = parts.in_memory(numbers, make, total)
-            return MiningResult({**known, **arrays}, {**about, **sums})
-        for number in folder.missing(numbers):
-            folder.put(number, make(number))
-        parts.together(lambda: folder.finish(total, known, about))
-        return MiningResult.load(folder.path)
 
 
 class Miner(NamedTuple):

@@ -7,7 +7,9 @@ several processes each works on every W-th part. A result is the arrays of all p
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,7 +19,8 @@ import torch
 
 from negbank import files
 from negbank.files import DamagedError
-from negbank.mining.forbidden import offsets
+from negbank.mining.rules import offsets
+from negbank.owner import LOCK, OwnedError, owned, sweep
 
 FORMAT = 1
 Part = dict[str, np.ndarray]
@@ -76,18 +79,53 @@ def in_memory(
     return arrays, sums
 
 
-def open_folder(path: Path, run: dict[str, Any], part_queries: int) -> Folder:
-    """The `Folder`, made by process 0."""
+def require_free(path: Path) -> None:
+    """Refuse a folder that cannot be opened, before any work.
+
+    Raises:
+        OwnedError: naming the process that writes there.
+        OSError: when it cannot be written.
+    """
+
+    def look() -> None:
+        with ExitStack() as held:
+            _own(path, held)
+
+    together(look)
+
+
+def _own(path: Path, held: ExitStack) -> None:
+    try:
+        held.enter_context(owned(path))
+    except OwnedError as error:
+        raise OwnedError(f"out={error}") from None
+    except OSError as error:
+        raise type(error)(f"out={path}: cannot be written ({error}); choose another folder") from None
+
+
+@contextmanager
+def opened(path: Path, run: dict[str, Any], part_queries: int) -> Iterator[Folder]:
+    """The `Folder`, made by process 0; no other run writes there until the end of the `with`.
+
+    Raises:
+        OwnedError: naming the process that does.
+    """
     made: list[Folder] = []
-    together(lambda: made.append(Folder(path, run, part_queries)))
-    return made[0] if made else Folder(path, run, part_queries)
+    with ExitStack() as held:
+
+        def make() -> None:
+            _own(path, held)
+            made.append(Folder(path, run, part_queries))
+
+        together(make)
+        yield made[0] if made else Folder(path, run, part_queries)
 
 
 class Folder:
-    """A folder that parts are streamed to.
+    """A folder that parts are streamed to. A finished one that is damaged is not finished.
 
     Args:
-        path: the folder; made if missing.
+        path: the folder, which is this run's alone.
         run: what identifies the run (arguments, digest of the inputs), as JSON values.
         part_queries: queries of a part; a run that goes on keeps the size it began with.
 
@@ -100,16 +138,10 @@ class Folder:
         self.path = path
         self._parts = path / "parts"
         try:
-            path.mkdir(parents=True, exist_ok=True)
-            found = read_manifest(path) if (path / files.MANIFEST).exists() else None
-            if found is None and any(path.iterdir()):
-                raise ValueError(f"out={path}: the folder holds other files; give a new or empty one")
-            if found is None:
-                found = {"format": FORMAT, "complete": False, "run": run, "part_queries": part_queries}
-                if world()[0] == 0:
-                    files.seal(path, found, [])
-            self.manifest = found
-            self.complete = bool(found["complete"])
+            self.manifest = self._begun(run, part_queries)
+            self.complete = bool(self.manifest["complete"])
+            if world()[0] == 0:
+                self._tidy()
             if not self.complete:
                 self._parts.mkdir(exist_ok=True)
                 probe = self._parts / f"probe-{world()[0]}"
@@ -117,23 +149,64 @@ class Folder:
                 probe.unlink()
         except OSError as error:
             raise type(error)(f"out={path}: cannot be written ({error}); choose another folder") from None
-        different = [key for key in run if found["run"].get(key) != run[key]]
+        self.part_queries = int(self.manifest["part_queries"])
+
+    def _begun(self, run: dict[str, Any], part_queries: int) -> dict[str, Any]:
+        """What the folder says of its run, which is this one."""
+        path, others = self.path, {each.name for each in self.path.iterdir()} - {LOCK, files.MANIFEST + files.DRAFT}
+        if files.MANIFEST not in others:
+            if others:
+                raise ValueError(f"out={path}: the folder holds other files; give a new or empty one")
+            found = {"format": FORMAT, "complete": False, "run": run, "part_queries": part_queries}
+            if world()[0] == 0:
+                files.seal(path, found, [])
+            return found
+        found = read_manifest(path)
+        there = found.get("run", {})
+        different = [key for key in run if there.get(key) != run[key]]
         if different:
-            told = ", ".join(f"{key}={found['run'].get(key)!r} there, {run[key]!r} here" for key in different[:3])
+            told = ", ".join(f"{key}={there.get(key)!r} there, {run[key]!r} here" for key in different[:3])
             raise ValueError(f"out={path}: the folder holds another run ({told}); give a new folder to keep both")
-        self.part_queries = int(found["part_queries"])
+        if found["complete"] and world()[0] == 0:
+            try:
+                files.manifest(path)
+            except DamagedError as error:
+                warnings.warn(f"{error}; mining again", stacklevel=2)
+                found = {key: found[key] for key in ("format", "run", "part_queries")} | {"complete": False}
+                files.seal(path, found, [])
+        return found
+
+    def _tidy(self) -> None:
+        """Remove what a kill has left."""
+        for pattern in (f"{files.MANIFEST}{files.DRAFT}", f"*.npy{files.DRAFT}"):
+            sweep(self.path, pattern)
+        sweep(self._parts, f"*{files.DRAFT}")
+        if self.complete and self._parts.exists():
+            shutil.rmtree(self._parts)
+
+    def result(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Arrays, memory-mapped, and manifest of a complete run, which were checked on opening."""
+        return _mapped(self.path, self.manifest), self.manifest
 
     def missing(self, numbers: Iterable[int]) -> list[int]:
-        """Those of the numbers whose part is not there yet."""
-        return [number for number in numbers if not self._file(number).exists()]
+        """Those of the numbers whose part is not there yet, or damaged."""
+        there = self._there()
+        return [number for number in numbers if files.kept(self._file(number), there.get(number, [])) is None]
 
     def put(self, number: int, part: Part) -> None:
         """Write a part, whole or not at all."""
-        files.write(self._file(number), lambda file: np.savez(file, **part))  # type: ignore[arg-type]
+        files.keep(self._file(number), lambda file: np.savez(file, **part))  # type: ignore[arg-type]
 
     def finish(self, total: int, constant: dict[str, np.ndarray], about: dict[str, Any]) -> None:
         """Put all parts together into one `.npy` an array, part by part, then the manifest; then remove the parts."""
-        parts = [self._file(number) for number in range(total)]
+        there = self._there()
+        found = [files.kept(self._file(number), there.get(number, [])) for number in range(total)]
+        parts = [part for part in found if part is not None]
+        if len(parts) < total:
+            raise DamagedResultError(
+                f"{self._parts}: part {found.index(None)} is not what was written; call again with the same arguments, "
+                f"and it is mined again"
+            )
         sums = {name: np.sum([_read(file, name) for file in parts], axis=0).tolist() for name in SUMS}
         with np.load(parts[0]) as first:
             names = [name for name in first.files if name not in SUMS]
@@ -148,6 +221,13 @@ class Folder:
 
     def _file(self, number: int) -> Path:
         return self._parts / f"{number:08d}.npz"
+
+    def _there(self) -> dict[int, list[Path]]:
+        """The files of every part."""
+        found: dict[int, list[Path]] = {}
+        for path in self._parts.glob("[0-9]*.*.npz"):
+            found.setdefault(int(path.name.partition(".")[0]), []).append(path)
+        return found
 
 
 def _read(file: Path, name: str) -> np.ndarray:
@@ -198,13 +278,17 @@ def read_result(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         manifest = files.manifest(folder)
     except DamagedError as error:
         raise DamagedResultError(f"{error}; mine again") from None
-    arrays = {}
-    for path in (folder / name for name in manifest["sha256"]):
+    return _mapped(folder, manifest), manifest
+
+
+def _mapped(folder: Path, manifest: dict[str, Any]) -> dict[str, np.ndarray]:
+    arrays: dict[str, np.ndarray] = {}
+    for path in (folder / name for name in manifest["sha256"] if name.endswith(".npy")):
         try:
             arrays[path.stem] = np.load(path, mmap_mode="r", allow_pickle=False)
         except ValueError:  # numpy maps no empty array
             arrays[path.stem] = np.load(path, allow_pickle=False)
-    return arrays, manifest
+    return arrays
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -217,6 +301,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         manifest = files.told(folder)
     except DamagedError as error:
         raise DamagedResultError(f"{error}; is this a mining result?") from None
-    if manifest.get("format") != FORMAT or "complete" not in manifest:
+    if not {"complete", "sha256"} <= manifest.keys():
+        raise DamagedResultError(f"{folder}: holds no mining result, but something else; give the folder of one")
+    if manifest.get("format") != FORMAT:
         raise DamagedResultError(f"{folder}: format {manifest.get('format')}, this version reads {FORMAT}; mine again")
     return manifest

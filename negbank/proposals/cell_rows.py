@@ -16,6 +16,7 @@ from negbank.bank import NO_ROW
 from negbank.exclusions import NO_GROUP, NOWHERE, Exclusions
 from negbank.index import Cells
 from negbank.index.contract import NO_CELL
+from negbank.proposals.contract import of_anchors
 
 
 class CellRows:
@@ -141,3 +142,8 @@ class AnchorCells:
     def cell_of(self, ids: Tensor) -> Tensor:
         """The cell of rows ids (A, n), or `NO_CELL`."""
         return torch.where(ids < 0, NO_CELL, self._layout.cells.assignment[ids.clamp(min=0)])
+
+    def __getitem__(self, anchors: slice) -> AnchorCells:
+        """The rows of some of the anchors."""
+        names = ("group_cell", "group_size", "group_start", "group_before", "skips", "gaps", "touched", "counts")
+        return of_anchors(self, anchors, *(f"_{name}" for name in names))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+import copy
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from negbank.exclusions import Exclusions
 from negbank.index import Index, Neighbors
+
+T = TypeVar("T")
 
 
 class Anchors(NamedTuple):
@@ -29,6 +32,10 @@ class ProposalDistribution(Protocol):
         """log q_i(j) for ids (A, n): (A, n) float64, −∞ outside D_i."""
         ...
 
+    def __getitem__(self, anchors: slice) -> ProposalDistribution:
+        """The distributions of some of the anchors."""
+        ...
+
 
 class Proposal(Protocol):
     """Gives anchors their distributions over the rows of one snapshot."""
@@ -47,6 +54,14 @@ def search_allowed(
     found = index.search(anchors.queries, min((reach or k) + extra, len(index)))
     allowed = exclude.allowed(anchors.rows, found.ids)
     return found, allowed & (allowed.cumsum(1) <= k)
+
+
+def of_anchors(all_of_them: T, anchors: slice, *names: str) -> T:
+    """A copy of an object whose attributes of these names, tensors (A, ...) and the like, are those of some anchors."""
+    part = copy.copy(all_of_them)
+    for name in names:
+        setattr(part, name, getattr(part, name)[anchors])
+    return part
 
 
 def by_id(head: Tensor) -> tuple[Tensor, Tensor]:

@@ -27,7 +27,7 @@ from negbank.exclusions import Exclusions
 from negbank.proposals.adapt import Probe, tune
 from negbank.proposals.cell_rows import AnchorCells, CellRows
 from negbank.proposals.cell_scores import CellScores
-from negbank.proposals.contract import Anchors, by_id, check_head, search_allowed
+from negbank.proposals.contract import Anchors, by_id, check_head, of_anchors, search_allowed
 from negbank.snapshot import Snapshot
 
 
@@ -147,3 +147,8 @@ class HeadTailDistribution:
             own = own + torch.where(self._head.gather(1, at) == ids, self._excess.gather(1, at), 0.0)
         q = self._base + self._scale * own
         return torch.where(self._exclude.allowed(self._rows, ids), q.log(), -torch.inf)
+
+    def __getitem__(self, anchors: slice) -> HeadTailDistribution:
+        """See `ProposalDistribution.__getitem__`."""
+        names = ("rows", "cells", "head", "of_row", "excess", "cumulative", "floor", "base", "scale")
+        return of_anchors(self, anchors, *(f"_{name}" for name in names))

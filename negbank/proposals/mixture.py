@@ -60,3 +60,7 @@ class MixtureDistribution:
         """See `ProposalDistribution.log_prob`."""
         parts = torch.stack([component.log_prob(ids) for component in self._components])
         return torch.logsumexp(parts + self._weights.log().to(parts.device)[:, None, None], 0)
+
+    def __getitem__(self, anchors: slice) -> MixtureDistribution:
+        """See `ProposalDistribution.__getitem__`."""
+        return MixtureDistribution([component[anchors] for component in self._components], self._weights)

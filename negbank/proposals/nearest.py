@@ -17,7 +17,7 @@ from negbank.bounds import Count, Gt, Le, Supplied, checked
 from negbank.counter import uniforms
 from negbank.exclusions import Exclusions
 from negbank.proposals.adapt import Probe, tune
-from negbank.proposals.contract import Anchors, by_id, check_head, search_allowed
+from negbank.proposals.contract import Anchors, by_id, check_head, of_anchors, search_allowed
 from negbank.snapshot import Snapshot
 
 
@@ -93,3 +93,7 @@ class NearestDistribution:
         head = torch.where(self._head.gather(1, at) == ids, self._probs.gather(1, at), 0.0)
         q = self._base + (1 - self._floor) * head
         return torch.where(self._exclude.allowed(self._rows, ids), q.log(), -torch.inf)
+
+    def __getitem__(self, anchors: slice) -> NearestDistribution:
+        """See `ProposalDistribution.__getitem__`."""
+        return of_anchors(self, anchors, "_rows", "_head", "_floor", "_base", "_probs")

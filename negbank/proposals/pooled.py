@@ -26,6 +26,9 @@ from torch import Tensor
 
 from negbank.proposals.contract import Anchors, Proposal, ProposalDistribution
 
+BLOCK = 256
+"""Anchors whose densities are summed at once."""
+
 
 class Pooled:
     """The mean of a proposal's distributions over the anchors it is called with.
@@ -54,6 +57,7 @@ class PooledDistribution:
 
     def __init__(self, each: ProposalDistribution, anchors: int, *, stratified: bool = True) -> None:
         self._each, self._anchors, self._stratified = each, anchors, stratified
+        self._last: tuple[Tensor, Tensor] | None = None  # parts of a batch ask for the same ids, one after another
 
     def sample(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
         """n rows for all anchors together: (n,) ids, each of law q̄, each in the D_a of some anchor a."""
@@ -68,6 +72,12 @@ class PooledDistribution:
         return drawn[anchor, turn].new_empty(n).scatter_(0, order.to(drawn.device), drawn[anchor, turn])
 
     def log_prob(self, ids: Tensor) -> Tensor:
-        """log q̄(j) for ids (n,): (n,) float64, −∞ where no anchor may draw j. Time and memory O(A·n)."""
-        each = self._each.log_prob(ids.expand(self._anchors, -1))
-        return torch.logsumexp(each, 0) - math.log(self._anchors)
+        """log q̄(j) for ids (n,): (n,) float64, −∞ where no anchor may draw j. Time O(A·n)."""
+        if self._last is None or not torch.equal(self._last[0], ids):
+            blocks = (slice(first, first + BLOCK) for first in range(0, self._anchors, BLOCK))
+            sums = [self._each[block].log_prob(ids.expand(self._length(block), -1)).logsumexp(0) for block in blocks]
+            self._last = ids, torch.stack(sums).logsumexp(0) - math.log(self._anchors)
+        return self._last[1]
+
+    def _length(self, block: slice) -> int:
+        return min(block.stop, self._anchors) - block.start

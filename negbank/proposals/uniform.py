@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from negbank.exclusions import Exclusions
-from negbank.proposals.contract import Anchors
+from negbank.proposals.contract import Anchors, of_anchors
 from negbank.snapshot import Snapshot
 
 
@@ -46,3 +46,7 @@ class UniformDistribution:
         """See `ProposalDistribution.log_prob`."""
         log_q = -self._exclude.count(self._rows).double().log()[:, None]
         return torch.where(self._exclude.allowed(self._rows, ids), log_q, -torch.inf)
+
+    def __getitem__(self, anchors: slice) -> UniformDistribution:
+        """See `ProposalDistribution.__getitem__`."""
+        return of_anchors(self, anchors, "_rows")

@@ -63,6 +63,11 @@ class Groups(NamedTuple):
         """See `Meeting.counts`: of the slots that hold each row."""
         return (self.rows[:, None] == self.slots.flatten()).sum(1).double()
 
+    @property
+    def mean(self) -> float:
+        """See `Meeting.mean`."""
+        return self.slots.numel() / len(self.rows)
+
     def ratio(self, ids: Tensor, times: Tensor, expected: Tensor) -> Tensor:
         """See `Meeting.ratio`: the mean over the slots that hold the anchor. O(S² n), or O(S B n) for draws of its own.
 

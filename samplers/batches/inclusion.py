@@ -40,6 +40,11 @@ class Inclusion(NamedTuple):
         """See `Meeting.counts`: each row once."""
         return torch.ones_like(self.rows, dtype=torch.float64)
 
+    @property
+    def mean(self) -> float:
+        """See `Meeting.mean`."""
+        return 1.0
+
     def ratio(self, ids: Tensor, times: Tensor, expected: Tensor) -> Tensor:
         """See `Meeting.ratio`. It asks for q of all rows of the batch and of ids."""
         every, at = torch.cat((self.rows, ids)).unique(return_inverse=True)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from negbank.bank import NO_ROW, require_rows
 from negbank.exclusions import Exclusions
-from negbank.samplers.meeting import Meeting
+from negbank.samplers.meeting import Meeting, Part
 from negbank.snapshot import Snapshot
 
 Info = dict[str, float]
@@ -33,6 +33,8 @@ class EncodedBatch(NamedTuple):
     for, none of them in `rows`; drawn (E, D). keys (V·B, D): what anchors are contrasted with in place of the anchors
     themselves, in their order: the same views by a momentum encoder, or the same rows by a second encoder; None
     without one. meeting: how the rows met, as their batch sampler knows; None where they are uniform draws.
+    others (B',): where anchors are a part of a batch, the rows of the whole batch, of which `keys` (V·B', D) then are;
+    None: rows.
     """
 
     rows: Tensor
@@ -42,6 +44,7 @@ class EncodedBatch(NamedTuple):
     drawn: Tensor
     keys: Tensor | None = None
     meeting: Meeting | None = None
+    others: Tensor | None = None
 
     @classmethod
     def from_views(
@@ -98,6 +101,27 @@ class EncodedBatch(NamedTuple):
             )
         return cls(rows, anchors, keys, drawn_rows, drawn, keys, meeting)
 
+    def part(self, rows: slice) -> EncodedBatch:
+        """Some of the rows' anchors, against the same candidates: weights of an anchor need not know the others'."""
+        return self._replace(
+            rows=self.rows[rows],
+            anchors=of_rows(self.anchors, rows, self.views),
+            positives=of_rows(self.positives, rows, self.views),
+            keys=self.anchors if self.keys is None else self.keys,
+            meeting=None if self.meeting is None else Part(self.meeting, len(self.rows), rows),
+            others=self.batch_rows,
+        )
+
+    @property
+    def batch_rows(self) -> Tensor:
+        """(B',): the rows of the whole batch."""
+        return self.rows if self.others is None else self.others
+
+    @property
+    def inside(self) -> int:
+        """V·B': how many of the candidates, the first ones, are of the batch's rows."""
+        return self.views * len(self.batch_rows)
+
     @property
     def views(self) -> int:
         """V, views a row."""
@@ -105,13 +129,13 @@ class EncodedBatch(NamedTuple):
 
     @property
     def candidates(self) -> Tensor:
-        """(C, D), C = V·B + E: what anchors can be contrasted with, in the column order of `Negatives.scores`."""
+        """(C, D), C = V·B' + E: what anchors can be contrasted with, in the column order of `Negatives.scores`."""
         return torch.cat((self.anchors if self.keys is None else self.keys, self.drawn))
 
     @property
     def candidate_rows(self) -> Tensor:
         """(C,): the row of every candidate."""
-        return torch.cat((self.rows.repeat(self.views), self.drawn_rows))
+        return torch.cat((self.batch_rows.repeat(self.views), self.drawn_rows))
 
     @property
     def scores(self) -> Tensor:
@@ -178,23 +202,51 @@ def hardness(weights: Tensor, scores: Tensor) -> float:
     return float((total / weights.sum(1).clamp(min=1e-12)).mean())
 
 
+def of_rows(each: Tensor, rows: slice, views: int) -> Tensor:
+    """What (V·B, ...) holds of some of the B rows, under their V views."""
+    return each.unflatten(0, (views, -1))[:, rows].flatten(0, 1)
+
+
 class Ticket(NamedTuple):
     """What `draw` hands to `__call__`.
 
     step: of the optimiser. rows (B,): of the batch that was drawn for. further (E,): distinct rows, none of them in
-    `rows`, to be encoded with the batch. own: what the sampler drew, for itself.
+    `rows`, to be encoded with the batch. own: what the sampler drew, for itself. first, whole: where `rows` begin in
+    the whole batch, and how many rows that has; 0: it is they.
     """
 
     step: int
     rows: Tensor
     further: Tensor
     own: Any = None
+    first: int = 0
+    whole: int = 0
 
     @classmethod
     def of(cls, step: int, rows: Tensor, ids: Tensor, own: Any = None) -> Ticket:
         """A ticket for the distinct rows of ids (...), padded by −1, that are not in the batch's rows (B,)."""
         distinct = ids.unique()
         return cls(step, rows, distinct[(distinct != NO_ROW) & ~torch.isin(distinct, rows)], own)
+
+    def part(self, rows: slice) -> Ticket:
+        """That of some of the rows, for `EncodedBatch.part`; `own` (B, ...) is sliced, or has such a method itself."""
+        own = self.own if self.own is None else self.own[rows] if isinstance(self.own, Tensor) else self.own.part(rows)
+        return Ticket(self.step, self.rows[rows], self.further, own, rows.start, len(self.rows))
+
+    @property
+    def batch_size(self) -> int:
+        """B', rows of the whole batch."""
+        return self.whole or len(self.rows)
+
+    @property
+    def last(self) -> bool:
+        """Whether the whole batch is through with this part, so that what it leaves for later steps can be kept."""
+        return self.first + len(self.rows) == self.batch_size
+
+    def slots(self, views: int) -> Tensor:
+        """(V·B,): each anchor's place among those of the whole batch, for random numbers of its own."""
+        at = torch.arange(len(self.rows), device=self.rows.device) + self.first
+        return (torch.arange(views, device=at.device)[:, None] * self.batch_size + at).flatten()
 
     def require(self, batch: EncodedBatch) -> None:
         """Raise ValueError unless the batch is of the rows drawn for, with the further rows."""
@@ -210,7 +262,9 @@ class NegativeSampler(Protocol):
     """One step: `draw`, encode the views and the ticket's further rows, call. `update` when a new snapshot comes in.
 
     What inherits from it need write `__call__` alone: by default a sampler draws nothing, reads no snapshot and keeps
-    nothing between steps. What it draws is a function of its counter and the step.
+    nothing between steps. What it draws is a function of its counter and the step. A batch may be called for in parts,
+    one after another, each with its part of the ticket: what a step leaves for later ones changes with the rows of a
+    part, or with the `last` one.
     """
 
     requires: Literal["uniform", "known", "any"] = "any"
@@ -219,6 +273,8 @@ class NegativeSampler(Protocol):
     """Whether it asks the bank's index, so that a snapshot is to be built."""
     fresh_queries: bool = False
     """Whether `draw` wants the fresh embeddings: then views are encoded first, and further rows in a second pass."""
+    draws_ahead: bool = False
+    """Whether draws of a batch can change by a step only where that met one of the batch's rows, or by `update`."""
     momentum: float | None = None
     """Of the encoder that gives the batch's keys, θ_k ← m θ_k + (1 − m) θ after every step; None: there is none."""
     learned: Sequence[Tensor] = ()

@@ -61,7 +61,13 @@ class Visit(NamedTuple):
     """A ticket's own: what the index drew, and the walk over the bank's scores where there was one."""
 
     drawn: Drawn
+    views: int
     stale: Stale | None = None
+
+    def part(self, rows: slice) -> Visit:
+        """That of some of the rows."""
+        stale = None if self.stale is None else self.stale.part(rows, self.views)
+        return Visit(self.drawn.part(rows), self.views, stale)
 
 
 class Emc2(NegativeSampler):
@@ -129,6 +135,7 @@ class Emc2(NegativeSampler):
             proposal, draws=draws, pool=pool, stratified=False, fresh=query == "fresh", exclude=exclude
         )
         self.fresh_queries = self._index.fresh
+        self.draws_ahead = not self.fresh_queries  # a chain changes when its row is met
         self._kernels = Kernels(
             num_rows,
             views,
@@ -151,40 +158,43 @@ class Emc2(NegativeSampler):
         queries = self._index.queries(rows, queries)
         drawn = self._index(rows, queries, self._counter.at("draw", step).generator())
         states = self.chains[rows].T.flatten()
-        ticket = Ticket.of(step, rows, torch.cat((drawn.ids.flatten(), states)), Visit(drawn))
+        ids = torch.cat((drawn.ids.flatten(), states))
+        ticket = Ticket.of(step, rows, ids, Visit(drawn, self._views))
         snapshot = self._index.snapshot
         if self._score == "fresh" or snapshot is None:
             return ticket
         ids = torch.cat((rows, ticket.further))
         scores = (queries @ snapshot.vectors[ids].T).repeat(self._views, 1)
         place = self._counter.at("walk", step)
-        counts, start, end, info = self._kernels.walk(scores, ids, len(rows), rows, states, drawn, place)
+        counts, start, end, info = self._kernels.walk(scores, ids, len(rows), ticket, states, drawn, place)
         pair = scores.gather(1, torch.stack((start, end), 1).clamp(min=0)) / self._kernels.temperature
         stale = Stale(counts, rows_of(start, ids), rows_of(end, ids), pair[:, 0] - pair[:, 1], info)
         if self._score == "bank":
             kept = (counts[:, len(rows) :] > 0).any(0)
         else:
             kept = torch.isin(ticket.further, torch.cat((stale.start, stale.end)))
-        return Ticket(step, rows, ticket.further[kept], Visit(drawn, stale))
+        stale = stale._replace(counts=torch.cat((counts[:, : len(rows)], counts[:, len(rows) :][:, kept]), 1))
+        return Ticket(step, rows, ticket.further[kept], Visit(drawn, self._views, stale))
 
     def __call__(self, batch: EncodedBatch, ticket: Ticket) -> tuple[Negatives, Info]:
         """See `NegativeSampler.__call__`."""
         ticket.require(batch)
-        rows, (drawn, stale) = batch.rows, ticket.own
+        rows, (drawn, _, stale) = batch.rows, ticket.own
         scores, ids = batch.scores, batch.candidate_rows
         view = torch.arange(self._views, device=rows.device).repeat_interleave(len(rows))
         chains = (rows.repeat(self._views), view)
         place = self._counter.at("walk" if stale is None else "end", ticket.step)
         if stale is None:
             kept, _, end, info = self._kernels.walk(
-                scores.detach(), ids, len(batch.anchors), rows, self.chains[chains], drawn, place
+                scores.detach(), ids, batch.inside, ticket, self.chains[chains], drawn, place
             )
             states = rows_of(end, ids)
         elif self._score == "bank":
-            kept = spread(stale.counts, rows, ids, self._views, place.generator())
+            source = torch.cat((batch.batch_rows, batch.drawn_rows))
+            kept = spread(stale.counts, source, ids, place.uniforms(ticket.slots(self._views), len(source)))
             states, info = stale.end, stale.info
         else:
-            kept, states, info = self._kernels.correct(stale, scores.detach(), ids, place.generator())
+            kept, states, info = self._kernels.correct(stale, scores.detach(), ids, ticket.slots(self._views), place)
         kept = kept.to(scores.dtype)
         weights = kept / kept.sum(1, keepdim=True).clamp(min=1)
         extra = {"extra_encodings": float(len(batch.drawn_rows)), "hardness": hardness(weights, scores)}

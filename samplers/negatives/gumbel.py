@@ -46,6 +46,11 @@ class Draws(NamedTuple):
     log_times: Tensor | None
     tail: float
 
+    def part(self, rows: slice) -> Draws:
+        """Those for some of the rows."""
+        known, times = (None if each is None else each[rows] for each in (self.log_partition, self.log_times))
+        return Draws(self.ids[rows], known, times, self.tail)
+
     def first(self, log_rates: Tensor) -> Tensor:
         """Weights (V·B, n or 1) of the draws, with mean Z / (Z + exp(log_rates)), for log_rates (V·B,) of V views."""
         if self.log_partition is not None:

@@ -70,6 +70,7 @@ class Hardest(NegativeSampler):
         if draws is not None and draws > k:
             raise ValueError(f"draws={draws}: expected 1..{k}, some of the k rows retrieved, or None for all")
         self.fresh_queries = query == "fresh"
+        self.draws_ahead = not self.fresh_queries
         self._temperature, self._k, self._draws, self._weights = temperature, k, draws, weights
         self._positive, self._counter = positive, counter
         self._exclude = exclude or Exclusions(num_rows)

@@ -93,6 +93,7 @@ class Importance(NegativeSampler):
             exclude=self._exclude,
         )
         self.fresh_queries, self.reads_snapshot = self._index.fresh, draws > 0
+        self.draws_ahead = not self.fresh_queries
 
     def update(self, snapshot: Snapshot) -> None:
         """Propose from this version of the bank from now on."""
@@ -115,8 +116,8 @@ class Importance(NegativeSampler):
             every = torch.cat((logits, positive), 1) if self._positive else logits
             weights = torch.softmax(every, 1)[:, : logits.shape[1]].nan_to_num(0.0)
             if self._batch and batch.meeting is not None:
-                counts = batch.meeting.counts
-                weights = weights * (counts / counts.mean()).to(weights).repeat(batch.views)[:, None]
+                counts = batch.meeting.counts / batch.meeting.mean
+                weights = weights * counts.to(weights).repeat(batch.views)[:, None]
             share = weights / weights.sum(1, keepdim=True).clamp(min=1e-12)
         info = {
             "effective_candidates": float((1 / share.square().sum(1).clamp(min=1e-12)).mean()),
@@ -145,7 +146,7 @@ class Importance(NegativeSampler):
         elif batch.meeting is not None:
             ratio = batch.meeting.ratio(distinct, times / views, expected / views)
         else:
-            uniform = (count - 1) / (self._num_rows - 1)
-            ratio = (times / views + torch.isin(distinct, batch.rows)) / (expected / views + uniform)
+            uniform = (len(batch.batch_rows) - 1) / (self._num_rows - 1)
+            ratio = (times / views + torch.isin(distinct, batch.batch_rows)) / (expected / views + uniform)
         log_ratio = torch.where(outside, -torch.inf, ratio.log())
         return (log_ratio - repeats.log())[:, column].float()

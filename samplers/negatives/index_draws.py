@@ -30,6 +30,12 @@ class Drawn(NamedTuple):
         """Whether all rows share the draws."""
         return isinstance(self.distribution, PooledDistribution)
 
+    def part(self, rows: slice) -> Drawn:
+        """That of some of the rows; a pool is everybody's."""
+        if isinstance(self.distribution, PooledDistribution):
+            return self
+        return Drawn(self.ids[rows], self.distribution[rows])
+
     def log_prob(self, ids: Tensor, rows: int) -> Tensor:
         """log q of each of B = `rows` rows for every id of ids (n,): (B, n), or (1, n) of a pool."""
         if isinstance(self.distribution, PooledDistribution):

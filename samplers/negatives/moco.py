@@ -24,7 +24,15 @@ from torch import Tensor
 from negbank.bank import require_rows
 from negbank.bounds import Annotated, Ge, Lt, Positive, checked
 from negbank.exclusions import NO_ROW, Exclusions
-from negbank.samplers.negatives.contract import EncodedBatch, Info, Negatives, NegativeSampler, Ticket, hardness
+from negbank.samplers.negatives.contract import (
+    EncodedBatch,
+    Info,
+    Negatives,
+    NegativeSampler,
+    Ticket,
+    hardness,
+    keep_nothing,
+)
 
 
 class Moco(NegativeSampler):
@@ -77,7 +85,7 @@ class Moco(NegativeSampler):
             logits = (scores / self._temperature).masked_fill_(~allowed, -torch.inf)
             log_sum = torch.logaddexp(logits.logsumexp(1), positive)
             weights = logits.sub_(log_sum[:, None]).exp_()
-        commit = partial(self._enqueue, batch)
+        commit = partial(self._enqueue, batch) if ticket is None or ticket.last else keep_nothing
         info = {"hardness": hardness(weights, scores), "keys": float(allowed[0].sum())}
         return Negatives(scores, weights, commit=commit), info
 
@@ -89,7 +97,7 @@ class Moco(NegativeSampler):
             return
         if self.keys is None:
             self.keys = batch.keys.new_zeros(size, batch.keys.shape[1])
-        rows, keys = batch.rows.repeat(batch.views)[-size:], batch.keys.detach()[-size:]
+        rows, keys = batch.batch_rows.repeat(batch.views)[-size:], batch.keys.detach()[-size:]
         at = (self.position + torch.arange(len(rows), device=rows.device)) % size
         self.ids[at], self.keys[at] = rows, keys.to(self.keys)
         self.position = (self.position + len(rows)) % size
@@ -114,5 +122,6 @@ class Moco(NegativeSampler):
 
 def _under_other_view(batch: EncodedBatch) -> Tensor:
     """(A, C) bool: whether a key is seen under another view than the anchor; with one view all are."""
-    view = torch.arange(batch.views, device=batch.rows.device).repeat_interleave(len(batch.rows))
-    return (view[:, None] != view) | (batch.views == 1)
+    view = torch.arange(batch.views, device=batch.rows.device)
+    mine, theirs = view.repeat_interleave(len(batch.rows)), view.repeat_interleave(len(batch.batch_rows))
+    return (mine[:, None] != theirs) | (batch.views == 1)

@@ -29,7 +29,15 @@ from negbank.bank import EmbeddingBank, require_rows, unit_rows
 from negbank.bounds import Annotated, Count, Ge, Positive, Share, checked
 from negbank.counter import Counter, uniforms
 from negbank.exclusions import Exclusions
-from negbank.samplers.negatives.contract import EncodedBatch, Info, Negatives, NegativeSampler, Ticket, hardness
+from negbank.samplers.negatives.contract import (
+    EncodedBatch,
+    Info,
+    Negatives,
+    NegativeSampler,
+    Ticket,
+    hardness,
+    keep_nothing,
+)
 from negbank.samplers.negatives.gumbel import Draws, draw_exact, draw_indexed
 from negbank.samplers.negatives.index_draws import asked
 from negbank.snapshot import Snapshot
@@ -88,6 +96,7 @@ class NegativeCache(NegativeSampler):
                 f"raise k, or take search='exact'"
             )
         self.fresh_queries, self.reads_snapshot = query == "fresh", search == "index"
+        self.draws_ahead = self.reads_snapshot and not self.fresh_queries  # a cache of its own changes at every step
         self._num_rows, self._temperature, self._positive = num_rows, temperature, positive
         self._count, self._indexed, self._k, self._slack = draws, search == "index", k, slack
         self._stale = math.ceil(refresh * num_rows)
@@ -135,7 +144,8 @@ class NegativeCache(NegativeSampler):
             "tail_rows": draws.tail,
             "extra_encodings": float(len(batch.drawn_rows)),
         }
-        return Negatives(scores, weights, commit=partial(self._write, batch, ticket.step)), info
+        commit = partial(self._write, batch, ticket.step) if ticket.last else keep_nothing
+        return Negatives(scores, weights, commit=commit), info
 
     def _oldest(self, rows: Tensor, generator: torch.Generator) -> Tensor:
         """The rows (ρN,) that were written longest ago, those never written first, in random order of equals."""
@@ -154,10 +164,9 @@ class NegativeCache(NegativeSampler):
             return
         if self.cache is None:
             self.cache = EmbeddingBank(self._num_rows, batch.anchors.shape[1], device=self._device)
-        views = batch.candidates[: len(batch.anchors)].view(batch.views, len(batch.rows), -1)
-        self.cache.write(
-            torch.cat((batch.rows, batch.drawn_rows)), torch.cat((unit_rows(views.sum(0)), batch.drawn)), step=step
-        )
+        views = batch.candidates[: batch.inside].view(batch.views, len(batch.batch_rows), -1)
+        rows = torch.cat((batch.batch_rows, batch.drawn_rows))
+        self.cache.write(rows, torch.cat((unit_rows(views.sum(0)), batch.drawn)), step=step)
 
     def state_dict(self) -> dict[str, Any]:
         """The cache, if there is one yet."""

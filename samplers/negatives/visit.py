@@ -22,10 +22,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from negbank.counter import Counter, uniforms
+from negbank.counter import Counter
 from negbank.exclusions import Exclusions
 from negbank.samplers.metropolis import NO_STATE, accept, acceptance, log_uniforms, scan
-from negbank.samplers.negatives.contract import Info
+from negbank.samplers.negatives.contract import Info, Ticket, of_rows
 from negbank.samplers.negatives.index_draws import Drawn
 
 IN_BATCH, INDEX = 0, 1
@@ -51,6 +51,11 @@ class Stale(NamedTuple):
     gap: Tensor
     info: Info
 
+    def part(self, rows: slice, views: int) -> Stale:
+        """That of some of the rows."""
+        counts, start, end, gap = (of_rows(each, rows, views) for each in (self.counts, self.start, self.end, self.gap))
+        return Stale(counts, start, end, gap, self.info)
+
 
 @dataclass(frozen=True)
 class Kernels:
@@ -74,35 +79,39 @@ class Kernels:
         scores: Tensor,
         ids: Tensor,
         inside: int,
-        rows: Tensor,
+        ticket: Ticket,
         start: Tensor,
         drawn: Drawn,
         counter: Counter,
     ) -> Walk:
-        """Scan the chains of rows (B,), A = V·B, from the rows start (A,).
+        """Scan the chains of a ticket's rows (B,), A = V·B, from the rows start (A,).
 
         scores (A, C): of columns of rows ids (C,), of which the first `inside` are the batch's. counter: of the visit.
+        What all chains share is drawn at the place itself, what is a chain's own in its slot.
         """
-        generator = counter.generator()
+        generator, rows, slots = counter.generator(), ticket.rows, ticket.slots(self.views)
         own, device = rows.repeat(self.views), scores.device
-        columns = Columns(ids, generator)
-        before = columns.of(start)
-        index = columns.of(drawn.ids.expand(len(rows), -1).repeat(self.views, 1))
-        batch = self._batch_order(len(rows), inside, generator).to(device).expand(len(own), -1)
+        columns = Columns(ids)
+        before = columns.of(start[:, None], counter.at("start").uniforms(slots, 1))[:, 0]
+        index = drawn.ids.expand(len(rows), -1).repeat(self.views, 1)
+        index = columns.of(index, counter.at("index").uniforms(slots, index.shape[1]))
+        batch = self._batch_order(ticket.batch_size, inside, generator).to(device).expand(len(own), -1)
         batch = torch.where(ids[batch] == own[:, None], NO_STATE, batch)
         if drawn.pooled:
-            proposals = _shuffle(torch.cat((batch, index), 1), generator)
+            proposals = torch.cat((batch, index), 1)
+            keys = counter.at("order").uniforms(slots, proposals.shape[1])
+            proposals = proposals.gather(1, keys.argsort(1))  # each chain's in a random order of its own
             kernels = torch.zeros(proposals.shape[1], dtype=torch.int64)
         else:
             proposals, kernels = _alternate(batch, index)
-        log_weights = self._log_weights(scores, rows, drawn, columns)
+        log_weights = self._log_weights(scores, ticket, drawn, columns)
         if self.reversible:  # a correction is against a state: a chain without one takes its first allowed row
             enters = (proposals >= 0) & (log_weights[0].gather(1, proposals.clamp(min=0)) > -torch.inf)
             first = proposals.gather(1, enters.int().argmax(1, keepdim=True))[:, 0]
             before = torch.where((before == NO_STATE) & enters.any(1), first, before)
             if float(torch.rand((), generator=generator)) < 0.5:
                 kernels, proposals = kernels.flip(0), proposals.flip(1)
-        log_u = log_uniforms(proposals.shape[1], len(own), counter=counter.at("uniforms"), device=device)
+        log_u = log_uniforms(proposals.shape[1], slots, counter=counter.at("uniforms"))
         done = scan(log_weights, proposals, kernels, log_u, before, burn_in=int(self.burn_in * proposals.shape[1]))
         names = ("pool",) if drawn.pooled else ("in_batch", "index")
         proposed, taken = done.proposed.sum(0).tolist(), done.accepted.sum(0).tolist()
@@ -110,8 +119,9 @@ class Kernels:
         info["moved"] = float((done.state != before).double().mean())
         return Walk(done.counts, before, done.state, info)
 
-    def _log_weights(self, scores: Tensor, rows: Tensor, drawn: Drawn, columns: Columns) -> Tensor:
+    def _log_weights(self, scores: Tensor, ticket: Ticket, drawn: Drawn, columns: Columns) -> Tensor:
         """w = β s − log q of every kernel (M, A, C), −∞ outside D_i; constants of a kernel drop out of its ratio."""
+        rows = ticket.rows
         allowed = self.exclude.allowed(rows, columns.distinct.expand(len(rows), -1))
         uniform = torch.zeros_like(allowed, dtype=torch.float64)
         draws = drawn.ids.shape[1]
@@ -122,7 +132,7 @@ class Kernels:
         else:
             log_q = drawn.log_prob(columns.distinct, len(rows))
             if self.in_batch:
-                expected = (len(rows) - 1) / (self.num_rows - 1) / draws
+                expected = (ticket.batch_size - 1) / (self.num_rows - 1) / draws
                 log_q = torch.logaddexp(log_q, log_q.new_tensor(expected).log())
             log_q = log_q.expand(len(rows), -1)[None]
         shift = torch.where(allowed, log_q, torch.inf).to(scores.dtype)[:, :, columns.inverse].repeat(1, self.views, 1)
@@ -138,22 +148,21 @@ class Kernels:
         return torch.randperm(rows, generator=generator) + rows * view
 
     def correct(
-        self, stale: Stale, scores: Tensor, ids: Tensor, generator: torch.Generator
+        self, stale: Stale, scores: Tensor, ids: Tensor, slots: Tensor, counter: Counter
     ) -> tuple[Tensor, Tensor, Info]:
-        """Correct a walk by fresh scores (A, C) of columns of rows ids (C,).
+        """Correct a walk by fresh scores (A, C) of columns of rows ids (C,), of chains in slots (A,) of a place.
 
         Returns weights (A, C), α on the end and 1 − α on the start, their expectation over the coin; the rows (A,) that
         the chains are in after it; and what happened.
         """
-        columns = Columns(ids, generator)
-        before, after = columns.of(stale.start), columns.of(stale.end)
+        u, coin = counter.uniforms(slots, 3).to(scores.device).split((2, 1), 1)
+        before, after = Columns(ids).of(torch.stack((stale.start, stale.end), 1), u).T
         moving = stale.start != stale.end
         after = torch.where(moving, after, before)
         fresh = scores.gather(1, torch.stack((before, after), 1).clamp(min=0)) / self.temperature
         proposed, current = fresh[:, 1] + stale.gap, fresh[:, 0]
         alpha = acceptance(proposed, current)
-        coin = uniforms(tuple(alpha.shape), generator=generator, device=scores.device)
-        state = torch.where(accept(proposed, current, coin), stale.end, stale.start)
+        state = torch.where(accept(proposed, current, coin[:, 0]), stale.end, stale.start)
         info = {**stale.info, "acceptance_delayed": float(alpha[moving].mean())} if bool(moving.any()) else stale.info
         weights = torch.zeros_like(scores).scatter_add_(1, after.clamp(min=0)[:, None], alpha[:, None])
         weights.scatter_add_(1, before.clamp(min=0)[:, None], 1 - alpha[:, None])
@@ -163,30 +172,22 @@ class Kernels:
 class Columns:
     """Which columns hold a row's encodings: several where the row is in the batch under several views."""
 
-    def __init__(self, ids: Tensor, generator: torch.Generator) -> None:
+    def __init__(self, ids: Tensor) -> None:
         self.distinct, self.inverse, self._counts = ids.unique(return_inverse=True, return_counts=True)
         self._order = self.inverse.argsort(stable=True)
         self._first = self._counts.cumsum(0) - self._counts
-        self._generator = generator
 
-    def of(self, rows: Tensor) -> Tensor:
-        """A random one of each row's columns, for rows (...,) that have one; `NO_STATE` stays."""
+    def of(self, rows: Tensor, u: Tensor) -> Tensor:
+        """One of each row's columns by uniforms u (...,), for rows (...,) that have one; `NO_STATE` stays."""
         at = torch.searchsorted(self.distinct, rows.clamp(min=0)).clamp(max=len(self.distinct) - 1)
-        pick = uniforms(tuple(rows.shape), generator=self._generator, device=rows.device)
-        column = self._order[self._first[at] + (pick * self._counts[at]).long()]
+        column = self._order[self._first[at] + (u * self._counts[at]).long()]
         return torch.where(rows == NO_STATE, NO_STATE, column)
 
 
-def spread(counts: Tensor, rows: Tensor, ids: Tensor, views: int, generator: torch.Generator) -> Tensor:
-    """Counts over the bank's rows (A, B + E) laid onto the encoded columns ids (C,), each on one view at random.
-
-    Of the E further rows only those that were kept are encoded.
-    """
-    source = torch.cat((rows, ids[views * len(rows) :]))
-    inside = torch.arange(counts.shape[1], device=ids.device) < len(rows)
-    kept = counts[:, inside | (counts > 0).any(0)]
-    columns = Columns(ids, generator).of(source.expand(len(kept), -1))
-    return kept.new_zeros(len(kept), len(ids)).scatter_add_(1, columns, kept)
+def spread(counts: Tensor, source: Tensor, ids: Tensor, u: Tensor) -> Tensor:
+    """Counts (A, n) over rows source (n,) laid onto the encoded columns ids (C,), each on one view by u (A, n)."""
+    columns = Columns(ids).of(source.expand(len(counts), -1), u)
+    return counts.new_zeros(len(counts), len(ids)).scatter_add_(1, columns, counts)
 
 
 def rows_of(columns: Tensor, ids: Tensor) -> Tensor:
@@ -203,9 +204,3 @@ def _alternate(batch: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
     proposals[:, kernels == IN_BATCH] = batch
     proposals[:, kernels == INDEX] = index
     return proposals, kernels
-
-
-def _shuffle(proposals: Tensor, generator: torch.Generator) -> Tensor:
-    """Proposals (A, R), each chain's in a random order of its own."""
-    keys = uniforms(tuple(proposals.shape), generator=generator, device=proposals.device)
-    return proposals.gather(1, keys.argsort(1))

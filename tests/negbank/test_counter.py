@@ -26,9 +26,26 @@ def test_the_published_numbers_of_splitmix64():
     assert [uniform(state) for _ in PUBLISHED] == [(z >> 11) / 2**53 for z in PUBLISHED]
     state = Counter(1234567).stream()
     assert [below(state, 10) for _ in PUBLISHED] == [10 * (z >> 11) // 2**53 for z in PUBLISHED]
-    out = np.empty(10, np.float32)
-    fill(np.uint64(1234567), out)
-    assert out.tolist() == [(z >> 40) / 2**24 for z in PUBLISHED] + [(z % 2**32 >> 8) / 2**24 for z in PUBLISHED]
+
+
+def test_uniforms_of_a_slot_are_those_of_its_own_stream():
+    """Against the loop of SplitMix64 that begins at the slot's mixed seed, and whatever slots are asked for with it."""
+    place, slots = Counter.of(5), torch.tensor([3, 0, 2**40])
+    seeds = place.seeds(slots).numpy().view(np.uint64)
+    numbers = np.empty((3, 5), np.uint64)
+    for row, seed in zip(numbers, seeds):
+        state = Counter(int(mix(seed))).stream()
+        for k in range(5):
+            state += _STEP
+            row[k] = mix(state[0])
+    found = place.uniforms(slots, 5)
+    assert found.tolist() == [[(int(z) >> 11) / 2**53 for z in row] for row in numbers]
+    out = np.empty((10, 3), np.float32)
+    fill(seeds, out)
+    high = [[(int(z) >> 40) / 2**24 for z in column] for column in numbers.T]
+    low = [[(int(z) % 2**32 >> 8) / 2**24 for z in column] for column in numbers.T]
+    assert out.tolist() == high + low
+    assert torch.equal(place.uniforms(slots.flip(0), 3), found.flip(0)[:, :3])
 
 
 def test_a_place_is_where_it_is_however_one_gets_there():

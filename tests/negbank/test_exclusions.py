@@ -64,7 +64,7 @@ def test_pairs_mean_the_same_as_lists():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"positives": [[1]]}, "1 lists for num_rows=60"),
+        ({"positives": [[1]]}, "1 lists for 60 rows"),
         ({"positives": torch.tensor([[0, 60]])}, "outside 0..59"),
         ({"positives": torch.tensor([0, 1])}, "expected \\(P, 2\\)"),
         ({"groups": torch.zeros(N)}, "expected integers"),

@@ -3,8 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from negbank import ExactIndex, FaissIndex
+from negbank import ExactIndex, FaissIndex, Snapshot
 from negbank.index.auto import choose_factory
+from negbank.index.faiss import require_trainable
 
 FACTORIES = ["Flat", "IVF16,Flat", "HNSW16,Flat", "IVF16,SQfp16", "PCA8,IVF16,Flat"]
 
@@ -144,3 +145,32 @@ def test_bad_input_is_named(clustered, call, message):
 @pytest.mark.parametrize("index", [ExactIndex, FaissIndex])
 def test_no_queries_give_no_neighbours(clustered, index):
     assert index(clustered(50)).search(torch.empty(0, 16), 3).ids.shape == (0, 3)
+
+
+@pytest.mark.parametrize(
+    "factory",
+    ["IVF9999,Flat", "IVF8,Flat", "PQ8x12", "PQ4x4", "IVF8,PQ4x10", "IVF8,PQ4x4", "OPQ4,IVF8,PQ4x4", "OPQ4,IVF8,PQ4x10",
+     "PCA32,Flat", "PCA8,IVF8,Flat", "IDMap,Flat", "HNSW16", "SQ8", "IVF8,SQ4", "IVF8,PQ4x4fs", "IVF601,Flat", "RQ2x4",
+     "IVF600,Flat", "Flat", "auto", "exact", "PQ4x10", "PQ5", "nonsense"],
+)  # fmt: skip
+def test_what_cannot_be_built_is_known_before_there_are_rows(clustered, factory):
+    """`require_trainable` refuses what `FaissIndex` or Faiss would, and nothing else."""
+    x = clustered(600)
+    try:
+        Snapshot.build(x, factory=factory, recall_at=4)
+    except (ValueError, RuntimeError):
+        with pytest.raises(ValueError, match=rf"factory='{factory}': .*(use at most 15|take auto, exact, or one)"):
+            require_trainable(factory, 600, 16)
+    else:
+        require_trainable(factory, 600, 16)
+
+
+@pytest.mark.parametrize("seed", [0, 2**31 - 2, 2**31 - 1, 2**40, 2**62 - 1])
+def test_a_seed_of_a_run_is_one_of_an_index(clustered, seed):
+    """Faiss's own seeds have 31 bits; different ones give different cells."""
+    x = clustered(600)
+    cells = FaissIndex(x, factory="IVF8,Flat", seed=seed).cells
+    assert torch.equal(FaissIndex(x, factory="IVF8,Flat", seed=seed).cells.centroids, cells.centroids)
+    assert not torch.equal(
+        FaissIndex(x, factory="IVF8,Flat", seed=seed - 1 if seed else 1).cells.centroids, cells.centroids
+    )

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from negbank import MiningResult, Snapshot, mine_hard_negatives
 from negbank.mining.budget import index_pays
 from negbank.mining.rules import draw
-from negbank.mining.scores import EXACT
+from negbank.mining.search import EXACT
 
 THRESHOLDS = st.none() | st.floats(-0.2, 0.5)
 
@@ -25,7 +25,7 @@ def unit(x: np.ndarray) -> torch.Tensor:
 def score_of(left: np.ndarray, right: np.ndarray) -> float:
     """The score that docs/mining.md promises, in whole numbers."""
     total = sum(round(float(a) * float(b) * 2.0**51) for a, b in zip(left, right))
-    return float(np.float32(total / 2**51))
+    return float(np.float32(min(max(total, -(2**51)), 2**51) / 2**51))
 
 
 def naive(queries, corpus, positives, corpus_ids, query_ids, excluded, labels, a):
@@ -113,8 +113,9 @@ def problems(draw_):
 def test_the_naive_loop_agrees(problem, query_batch, shards):
     queries, corpus, positives, corpus_ids, query_ids, excluded, labels, arguments = problem
     result = mine_hard_negatives(
-        queries, [part for part in np.array_split(corpus, shards) if len(part)], positives, corpus_ids=corpus_ids,
-        query_ids=query_ids, exclude=sorted(excluded), groups=labels, query_batch=query_batch, **arguments,
+        queries, tuple(part for part in np.array_split(corpus, shards) if len(part)), dict(zip(query_ids, positives)),
+        corpus_ids=corpus_ids, query_ids=query_ids, exclude=sorted(excluded), groups=labels,
+        query_batch=query_batch, **arguments,
     )  # fmt: skip
     expected = naive(*problem)
     assert len(result) == len(expected)

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from negbank import Snapshot, mine_hard_negatives
-from negbank.mining.rows import Rows
-from negbank.mining.scores import NO_ROW, near_rows, scored, scores_of, summed
+from negbank.mining.inputs import Rows
+from negbank.mining.search import NO_ROW, near_rows, scored, scores_of, summed
 
 
 def unit(x: np.ndarray) -> torch.Tensor:
@@ -22,7 +22,7 @@ def unit(x: np.ndarray) -> torch.Tensor:
 def score_of(left: np.ndarray, right: np.ndarray) -> np.float32:
     """The score that docs/mining.md promises, in whole numbers."""
     total = sum(round(float(a) * float(b) * 2.0**51) for a, b in zip(left, right))
-    return np.float32(total / 2**51)
+    return np.float32(min(max(total, -(2**51)), 2**51) / 2**51)
 
 
 @pytest.mark.parametrize("dim", [1, 2, 3, 7, 8, 9, 16, 17, 64, 100, 128, 129, 1000])
@@ -54,7 +54,7 @@ def test_every_path_returns_the_same_numbers(tmp_path):
     queries = corpus[:50] + np.float32(0.3) * generator.standard_normal((50, 40)).astype(np.float32)
     np.save(tmp_path / "c.npy", corpus)
     q, c = unit(queries).numpy(), unit(corpus).numpy()
-    sources = (corpus, tmp_path / "c.npy", list(np.array_split(corpus.astype(np.float64), 3)), Snapshot.build(corpus))
+    sources = (corpus, tmp_path / "c.npy", tuple(np.array_split(corpus.astype(np.float64), 3)), Snapshot.build(corpus))
     seen = 0
     for source in (*sources, Snapshot.build(corpus, factory="IVF8,Flat")):
         for index in (None, "exact", "IVF8,Flat") if not isinstance(source, Snapshot) else (None,):

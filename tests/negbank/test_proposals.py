@@ -112,6 +112,15 @@ def test_the_same_for_any_query_batch_and_seed(snapshot, proposal, exclude):
     assert torch.equal(a, b)
 
 
+def test_some_of_the_anchors_are_drawn_for_as_they_would_be_alone(snapshot, proposal, exclude):
+    anchors, ids = everyone(snapshot)
+    bound, part = proposal(snapshot, exclude=exclude), slice(5, 29)
+    some, alone = bound(anchors)[part], bound(Anchors(anchors.rows[part], anchors.queries[part]))
+    assert torch.equal(some.log_prob(ids[part]), alone.log_prob(ids[part]))
+    a, b = (each.sample(50, generator=torch.Generator().manual_seed(4)) for each in (some, alone))
+    assert torch.equal(a, b)
+
+
 def test_an_outside_query_may_meet_every_row(snapshot, proposal):
     anchors = Anchors(torch.full((3,), -1), snapshot.vectors[:3])
     q = proposal(snapshot)(anchors).log_prob(torch.arange(N).expand(3, N)).exp()

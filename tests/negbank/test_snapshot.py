@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from negbank import DamagedSnapshotError, Snapshot
-from negbank.files import manifest, sealed
+from negbank.files import manifest, seal, sealed, told
 
 
 def build(clustered, **arguments):
@@ -53,6 +53,34 @@ def test_another_format_is_refused(clustered, tmp_path):
     path = tmp_path / "s" / "manifest.json"
     path.write_text(sealed(manifest(path.parent) | {"format": 99}))
     with pytest.raises(DamagedSnapshotError, match="format 99"):
+        Snapshot.load(tmp_path / "s")
+
+
+@pytest.mark.parametrize("name", ["index.pt", "vectors.npy", "rows.npy"])
+@pytest.mark.parametrize("content", [b"", b"no index", "index of another Faiss", "array"])
+def test_whole_files_that_this_version_cannot_read(clustered, tmp_path, name, content):
+    """Their checksums fit, so nothing is damaged: what torch, numpy or Faiss raise is said, with the folder."""
+    Snapshot.build(clustered(600), factory="IVF4,Flat", written=torch.arange(600) > 2).save(tmp_path / "s")
+    path = tmp_path / "s" / name
+    if content == "index of another Faiss":
+        state = torch.load(tmp_path / "s" / "index.pt", weights_only=True)
+        torch.save({**state, "bytes": state["bytes"][:7]}, path)
+    elif content == "array":
+        np.save(path.open("wb"), np.zeros(3, np.complex64))
+    else:
+        path.write_bytes(content)
+    seal(tmp_path / "s", {k: v for k, v in told(tmp_path / "s").items() if k != "sha256"},
+         [each.name for each in (tmp_path / "s").iterdir() if each.name != "manifest.json"])  # fmt: skip
+    with pytest.raises(DamagedSnapshotError, match=rf"{tmp_path}.*; rebuild it|vectors are"):
+        Snapshot.load(tmp_path / "s")
+
+
+@pytest.mark.parametrize("key", ["shape", "dtype", "step", "version"])
+def test_a_manifest_without_a_key(clustered, tmp_path, key):
+    build(clustered).save(tmp_path / "s")
+    found = told(tmp_path / "s")
+    (tmp_path / "s" / "manifest.json").write_text(sealed({k: v for k, v in found.items() if k != key}))
+    with pytest.raises(DamagedSnapshotError, match=rf"KeyError: '{key}'.*; rebuild it"):
         Snapshot.load(tmp_path / "s")
 
 

@@ -6,6 +6,7 @@ import functools
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,18 @@ from torch import Tensor
 from torch.nn.functional import dropout
 from torch.utils.data import TensorDataset
 
-from negbank import EmbeddingBank, Refresher
+from negbank import EmbeddingBank, Refresher, Snapshot
 from negbank.counter import Counter
+from negbank.proposals import HeadTail
 from negbank.samplers.batches import ProSampler, UniformBatches
+from negbank.samplers.negatives import Emc2, Hardest, Importance, NegativeCache
 from negbank.train.data.ahead import Ahead
 from negbank.train.data.contract import Data
 from negbank.train.data.dataset import FromDataset
 from negbank.train.data.images import Augment, Files, ImageArray, ImageData, ImageFiles
 from negbank.train.data.tensors import tensors
+from negbank.train.towers import Tower
+from negbank.train.trainer import Trainer
 
 N, B, STEPS = 40, 8, 14
 CPU = torch.device("cpu")
@@ -81,7 +86,7 @@ class Steps:
             report = self.refresher.step(step)
             if report is not None and report.swapped:
                 self.ahead.update(self.refresher.snapshot)
-            rows, inputs = self.ahead.next(step)
+            rows, inputs, *_ = self.ahead.next(step)
             noise = torch.randn(B, 6, generator=Counter.of(step).generator())
             self.bank.write(rows, self.bank.read(rows) + 0.3 * noise, step=step + 1)
             found.append((rows, [torch.cat(list(pieces)) for pieces in inputs]))
@@ -112,7 +117,7 @@ def test_workers_change_nothing(tmp_path: Path) -> None:
 
 def test_inputs_are_all_first_views_then_all_second_ones(tmp_path: Path) -> None:
     data = [images(), files(tmp_path)]
-    rows, inputs = made(data, UniformBatches(N, B)).next(7)
+    rows, inputs, *_ = made(data, UniformBatches(N, B)).next(7)
     for tower, ((found,), each) in enumerate(zip(inputs, data)):
         assert torch.equal(found, each.read(torch.cat((rows, rows)), seeds(7, tower, torch.arange(2 * B))))
     assert made(data, UniformBatches(N, B), views=1).next(0).inputs[0][0].shape == (B, 3, 12, 12)
@@ -121,7 +126,7 @@ def test_inputs_are_all_first_views_then_all_second_ones(tmp_path: Path) -> None
 @pytest.mark.parametrize(("piece", "workers"), [(1, 0), (5, 0), (5, 1), (100, 0)])
 def test_pieces_are_the_whole(piece: int, workers: int) -> None:
     whole, ahead = made([images()]).next(0), made([images()], workers=workers, piece=piece)
-    rows, (parts,) = ahead.next(0)
+    rows, (parts,), *_ = ahead.next(0)
     assert torch.equal(rows, whole.rows)
     assert [len(part) for part in parts] == [piece] * (16 // piece) + [16 % piece] * (16 % piece > 0)
     assert torch.equal(torch.cat(parts), whole.inputs[0][0])
@@ -201,19 +206,29 @@ def test_a_worker_that_dies_is_one_clear_error(tmp_path: Path) -> None:
     (tmp_path / "dies.py").write_text(DIES)
     done = subprocess.run([sys.executable, tmp_path / "dies.py"], capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
-    said = r"^RuntimeError: (data\.workers=1: a worker died \()?DataLoader worker \(pid"
+    said = r"^RuntimeError: (data\.workers=1: a worker died|DataLoader worker \(pid)"
     assert re.search(said, done.stderr, re.MULTILINE), done.stderr
 
 
-def test_what_is_said_of_a_dead_worker() -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("DataLoader worker (pid 5) is killed by signal: Killed. "),
+        ConnectionResetError(104, "Connection reset by peer"),  # while a tensor of its was being fetched
+        EOFError(),
+    ],
+)
+def test_what_is_said_of_a_dead_worker(error: Exception) -> None:
     ahead = made([images()])
     ahead._workers = 3
 
     class Dead:
         def __iter__(self) -> Any:
-            raise RuntimeError("DataLoader worker (pid 5) is killed by signal: Killed. ")
+            raise error
 
-    with pytest.raises(RuntimeError, match=r"^data\.workers=3: a worker died \(DataLoader worker \(pid 5\) is killed"):
+    with pytest.raises(
+        RuntimeError, match=re.escape(f"data.workers=3: a worker died ({str(error) or 'EOFError'}); it may")
+    ):
         ahead._answer(Dead())  # type: ignore[arg-type]
 
 
@@ -224,3 +239,64 @@ def test_data_that_cannot_be_sent_is_named() -> None:
     ahead = made([data], workers=1)
     with pytest.raises(ValueError, match=r"^data\.workers=1: the data cannot be sent to another process .*workers=0$"):
         ahead.next(0)
+
+
+NEGATIVES: dict[str, Callable[[], Any]] = {
+    "emc2": lambda: Emc2(N, temperature=0.2, proposal=near, draws=2),
+    "emc2, delayed": lambda: Emc2(N, temperature=0.2, proposal=near, score="delayed"),
+    "importance": lambda: Importance(N, temperature=0.2, proposal=near, draws=6),
+    "hardest": lambda: Hardest(N, temperature=0.2, k=2),
+    "cache, by index": lambda: NegativeCache(N, temperature=0.2, search="index", k=6),
+    "cache": lambda: NegativeCache(N, temperature=0.2),
+    "fresh queries": lambda: Importance(N, temperature=0.2, proposal=near, draws=6, query="fresh"),
+}
+
+
+def near(snapshot: Snapshot) -> HeadTail:
+    return HeadTail(snapshot, k=6, temperature=0.2, floor=0.2)
+
+
+class Width(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.nn.functional.normalize(self.layer(x), dim=1)
+
+
+@pytest.mark.parametrize("name", NEGATIVES)
+def test_drawn_rows_are_read_with_their_batch_and_change_nothing(name: str, tmp_path: Path) -> None:
+    """Across epochs of five batches, where a batch may meet rows of one that is waiting, and over refreshes."""
+    x = torch.randn(N, 6, generator=torch.Generator().manual_seed(0))
+    np.save(tmp_path / "x.npy", x.numpy())
+    data = tensors(str(tmp_path / "x.npy"), holdout=0.0, noise=0.1).train
+    ended = []
+    for workers in (0, 1):
+        torch.manual_seed(0)
+        encoder, bank = Width(), EmbeddingBank(N, 4)
+        tower = Tower(encoder, data, bank, NEGATIVES[name](), Refresher(bank, every=7, unit="steps", factory="exact"))
+        trainer = Trainer(
+            [tower], batches=UniformBatches(N, B), optimiser=torch.optim.SGD(encoder.parameters(), lr=0.2),
+            schedule=lambda step: 1.0, temperature=0.2, counter=Counter.of(3), device=CPU, workers=workers,
+            autocast=functools.partial(torch.autocast, "cpu", enabled=False),
+        )  # fmt: skip
+        ahead, together = trainer._ahead, 0
+        fetch = ahead.next
+
+        def counted(step: int, fetch: Any = fetch) -> Any:
+            nonlocal together
+            fetched = fetch(step)
+            together += fetched.tickets is not None
+            return fetched
+
+        ahead.next = counted  # type: ignore[method-assign]
+        for _ in range(24):
+            trainer.refresh()
+            trainer.step()
+        ended.append((encoder.layer.weight.detach().clone(), bank.vectors.clone()))
+        ahead.close()
+        early = workers and tower.negatives.draws_ahead
+        assert (12 <= together < 24) if early else together == 0
+    for left, right in zip(*ended):
+        assert torch.equal(left, right)

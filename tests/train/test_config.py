@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import re
+
 import pytest
-from omegaconf import OmegaConf
+import yaml
 
 from negbank.train import registry
 from negbank.train.commands.list import lines
-from negbank.train.config import ConfigError, load, parse, root_model, to_dict
+from negbank.train.config import ConfigError, load, meeting, parse, root_model, to_dict
 
 MINIMAL = {"run": {"steps": 100}}
 
@@ -60,17 +62,31 @@ def test_everything_wrong_is_reported_at_once_each_with_its_key_and_remedy():
         assert any(line.startswith(f"{key}: ") and remedy in line for line in found), (key, found)
 
 
-@pytest.mark.parametrize("text", ["${oc.env:HOME}", "a ${oc.decode:x}", "${run.${oc.env:HOME}}", "${x:${run.seed}}"])
+@pytest.mark.parametrize(
+    "text",
+    ["${oc.env:HOME}", "a ${oc.decode:x}", "${run.${oc.env:HOME}}", "${x:${run.seed}}", "${${run.device}:HOME}",
+     "${${run.precision}}", "\\${oc.env:HOME}", "${", "${}", "${run.seed", "${ run.seed }", "${run.seed }", "${.seed}"],
+)  # fmt: skip
 def test_resolvers_are_refused_wherever_they_stand(text, monkeypatch):
     monkeypatch.setenv("HOME", "leaked")
-    for data, overrides in (({"run": {"steps": 1, "dir": text}}, ()), (MINIMAL, (f"run.dir={text}",))):
+    for data, overrides in (
+        ({"run": {"steps": 1, "dir": text, "device": "oc.env"}}, ()),
+        (MINIMAL, (f"run.dir={text}",)),
+    ):
         assert all("leaked" not in line for line in problems(data, *overrides))
         assert any("asks a resolver" in line for line in problems(data, *overrides))
 
 
 def test_interpolation_within_the_file_is_fine():
-    config, _ = parse(OmegaConf.create({"run": {"steps": 10, "checkpoint_every": "${run.steps}"}}))
-    assert config.run.checkpoint_every == 10
+    data = {"run": {"steps": 10, "seed": 0, "checkpoint_every": "${run.steps}", "dir": "runs/${data.type}-${run.seed}"},
+            "data": {"type": "digits"}}  # fmt: skip
+    config, _ = parse(data)
+    assert (config.run.checkpoint_every, config.run.dir) == (10, "runs/digits-0")
+    config, _ = parse(data, ["run.steps=20", "run.log_every=${run.steps}"])  # an override is seen by what refers to it
+    assert (config.run.checkpoint_every, config.run.log_every) == (20, 20)
+    config, _ = parse({**MINIMAL, "batches": {"proposal": "${negatives.proposal}", "type": "drawn"},
+                       "negatives": {"proposals": "index", "proposal": {"type": "nearest", "k": 5}}})  # fmt: skip
+    assert config.batches.proposal.k == 5
 
 
 def test_one_override_of_a_type_is_enough():
@@ -129,7 +145,7 @@ def test_impossible_combinations(data, message):
 def test_a_resolved_configuration_reads_back_the_same(tmp_path):
     config, _ = parse({**MINIMAL, "encoder": {"type": "resnet18", "projector": {"dim": 64}}})
     assert config.encoder.projector.hidden == 2048
-    OmegaConf.save(to_dict(config), tmp_path / "c.yaml")
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(to_dict(config)))
     again, _ = load(tmp_path / "c.yaml")
     assert again == config
 
@@ -177,7 +193,8 @@ def test_every_name_and_key_is_described():
 def test_other_names_that_people_type(typed, meant):
     assert parse({**MINIMAL, "negatives": {"type": typed}})[0].negatives.type == meant
     assert parse(MINIMAL, [f"negatives.type={typed}"])[0].negatives.type == meant
-    assert parse(MINIMAL, ["batches.type=batchsampler"])[0].batches.type == "prosampler"
+    config, _ = parse(MINIMAL, ["negatives.type=in_batch", "batches.type=batchsampler"])
+    assert config.batches.type == "prosampler"
 
 
 @pytest.mark.parametrize(
@@ -202,6 +219,78 @@ def test_one_mistake_is_one_problem(override, said):
 
 def test_a_whole_number_may_be_typed_as_one_pleases():
     assert parse(MINIMAL, ["run.steps=1e2"])[0].run.steps == 100
+
+
+NEGATIVES = [{"type": name} for name in registry.REGISTRY["negatives"]] + [
+    {"type": "emc2", "proposals": "index"}, {"type": "emc2", "proposals": "in_batch"},
+    {"type": "importance", "batch": False}, {"type": "importance", "draws": 0},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize("batches", registry.REGISTRY["batches"])
+def test_what_cannot_meet_is_known_without_an_object(batches, grouped, tmp_path):
+    """The sections alone say of negatives and batches what the objects made of them say, for every pair."""
+    import numpy as np
+    import torch
+
+    from negbank.counter import Counter
+    from negbank.train.build import make
+    from negbank.train.towers import _require_known
+
+    np.save(tmp_path / "groups.npy", np.arange(2400) % 80)
+    groups = {"groups": str(tmp_path / "groups.npy"), "max_per_group": 2} if grouped and batches != "drawn" else {}
+    given = {"num_rows": 2400, "views": 2, "device": torch.device("cpu"), "temperature": 0.1, "loss.temperature": 0.1,
+             "exclude": None, "counter": Counter.of(0), "encode": None}  # fmt: skip
+    model = root_model("train")
+    for negatives in NEGATIVES:
+        sections = {"batches": {"type": batches, "batch_size": 8, **groups}, "negatives": negatives}
+        config = model.model_validate(sections)
+        found = [make(kind, getattr(config, kind), **given) for kind in ("negatives", "batches")]
+        problem = meeting.sections(config.batches, config.negatives)
+        if problem is None:
+            _require_known(*found)
+        else:
+            with pytest.raises(ValueError, match=re.escape(problem)):
+                _require_known(*found)
+            assert f"  negatives.type: {problem}" in "\n".join(f"  {p}" for p in problems({**MINIMAL, **sections}))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (
+            {"data": {"type": "image_folder", "root": "/no/such"}},
+            "data.root: '/no/such': no such file or folder; check",
+        ),
+        ({"data": {"type": "tensors", "path": "/no/x.npy"}}, "data.path: '/no/x.npy': no such file or folder"),
+        (
+            {"data": {"type": "tensors", "path": ".", "labels": "no.npy"}},
+            "data.labels: 'no.npy': no such file or folder",
+        ),
+        ({"data": {"type": "tensors", "path": "/dev/zero"}}, "data.path: '/dev/zero': a pipe, socket or device"),
+        ({"batches": {"groups": "no.npy"}}, "batches.groups: 'no.npy': no such file or folder"),
+        ({"data": {"type": "pairs", "left": {"path": "."}, "right": {"path": "no"}}}, "data.right.path: 'no': no such"),
+        ({"negatives": {"query": "fresh"}}, "negatives.query: fresh encodes drawn rows in a second pass"),
+        ({"batches": {"type": "prosampler"}}, "negatives.type: emc2 takes the batch's rows for uniform draws"),
+        ({"negatives": {"type": "sogclr"}, "batches": {"type": "knn"}}, "negatives.type: sogclr takes the batch's"),
+    ],
+)
+def test_what_is_knowable_is_said_before_anything_is_loaded(given, said):
+    (found,) = problems({**MINIMAL, **given})
+    assert found.startswith(said)
+
+
+def test_remedies_of_what_may_not_meet_exist():
+    """Each option that a refusal names makes the configuration a good one."""
+    for negatives in ("emc2", "sogclr", "isogclr", "importance"):
+        (found,) = problems({**MINIMAL, "negatives": {"type": negatives}, "batches": {"type": "knn"}})
+        named = re.findall(r"((?:batches|negatives)\.\w+=\w+)", found)
+        others = re.search(r"\((.*)\)$", found)[1].split(", ")
+        assert len(named) + len(others) > 5
+        for override in (*named, *(f"negatives.type={name}" for name in others)):
+            data = {**MINIMAL, "negatives": {"type": negatives}, "batches": {"type": "knn"}}
+            parse(data, [override])
 
 
 def test_editors_get_a_json_schema():

@@ -1,8 +1,10 @@
 """Image stores and sources, on small files written here; nothing is downloaded."""
 
 import hashlib
+import os
 import pickle
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -300,11 +302,204 @@ def test_a_truncated_jpeg_and_a_sixteen_bit_png_are_named(tmp_path: Path) -> Non
 
 
 @directory_and_zip
-def test_images_without_class_folders(tmp_path: Path, zipped: bool) -> None:
-    for index in range(3):
-        write_image(tmp_path / "in" / f"{index}.png")
-    with pytest.raises(ValueError, match=r"images but no class folders; expected <class>/<image> or train/"):
-        load("image_folder", root=packed(tmp_path / "in", zipped))
+@pytest.mark.parametrize("folders", [(".",), ("train", "test")])
+def test_images_without_class_folders(tmp_path: Path, zipped: bool, folders: tuple[str, ...]) -> None:
+    """Labels are not needed: there are none, and rows are held out at random, or those of test/."""
+    pixels = [write_image(tmp_path / "in" / folder / f"{index}.png") for folder in folders for index in range(5)]
+    train, test, classes = load("image_folder", root=packed(tmp_path / "in", zipped), size=None)
+    assert (classes, train.labels, test.labels) == ((), None, None)
+    assert (len(train), len(test)) == ((4, 1) if folders == (".",) else (5, 5))
+    kept = stratified(torch.zeros(5), 0.2, seed=0)[0] if folders == (".",) else torch.arange(5)
+    for row, place in enumerate(kept.tolist()):
+        assert torch.equal(train.read(torch.tensor([row]))[0], torch.from_numpy(pixels[place]).permute(2, 0, 1))
+
+
+def test_one_split_with_classes_and_one_without(tmp_path: Path) -> None:
+    write_classes(tmp_path / "train")
+    write_image(tmp_path / "test" / "0.png")
+    with pytest.raises(ValueError, match=r"one of train/ and test/ has class folders, the other none; expected"):
+        load("image_folder", root=tmp_path)
+
+
+ORIENTED = {1: lambda x: x, 2: np.fliplr, 3: lambda x: np.rot90(x, 2), 4: np.flipud, 5: lambda x: x.transpose(1, 0, 2),
+            6: lambda x: np.rot90(x, -1), 7: lambda x: np.rot90(x, 2).transpose(1, 0, 2), 8: np.rot90}  # fmt: skip
+"""EXIF orientation → what a viewer shows of the stored pixels, by Exif 2.3: which row and column are top and left."""
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg", "webp"])
+@pytest.mark.parametrize("orientation", [0, *ORIENTED, 9])
+def test_images_are_turned_as_their_exif_says(tmp_path: Path, orientation: int, ending: str) -> None:
+    stored = np.kron(RNG.integers(0, 2, (3, 5, 3)), np.ones((16, 16, 1))).astype(np.uint8) * 255  # blocks, for JPEG
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"lossless": True} if ending == "webp" else {"quality": 100, "subsampling": 0} if ending == "jpg" else {}
+    Image.fromarray(stored).save(tmp_path / f"a.{ending}", exif=exif, **options)
+    shown = Image.fromarray(np.ascontiguousarray(ORIENTED.get(orientation, ORIENTED[1])(stored)))
+    shown.save(tmp_path / "b.png")
+    found, expected = ImageFiles(Files(tmp_path), [f"a.{ending}", "b.png"], size=48).read(torch.arange(2)).float()
+    assert float((found - expected).abs().mean()) < 6
+    if orientation in range(2, 9):
+        Image.fromarray(stored).save(tmp_path / "c.png")
+        assert (
+            float((ImageFiles(Files(tmp_path), ["c.png"], size=48).read(torch.arange(1))[0] - expected).abs().mean())
+            > 30
+        )
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "P", "RGB", "L"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_what_is_transparent_is_seen_on_white(tmp_path: Path, mode: str, channels: int) -> None:
+    """By an alpha channel, and by a colour or palette entry that stands for transparent (tRNS)."""
+    grey = RNG.integers(0, 256, (16, 16), dtype=np.uint8)
+    alpha = RNG.integers(0, 256, (16, 16), dtype=np.uint8)
+    options: dict[str, Any] = {}
+    if mode in ("RGBA", "LA"):
+        image = Image.merge(mode, [Image.fromarray(grey)] * (len(mode) - 1) + [Image.fromarray(alpha)])
+    else:
+        alpha = np.where(grey == grey[0, 0], 0, 255).astype(np.uint8)
+        key = int(grey[0, 0])
+        image = Image.fromarray(grey)
+        if mode == "RGB":
+            image, key = image.convert("RGB"), (key, key, key)
+        elif mode in ("P", "PA"):
+            image = Image.fromarray(grey).convert("P")
+            image.putpalette([value for level in range(256) for value in (level, level, level)])
+            image.putdata(grey.flatten().tolist())
+        options["transparency"] = key
+    image.save(tmp_path / "a.png", **options)
+    found = ImageFiles(Files(tmp_path), ["a.png"], size=16, channels=channels).read(torch.tensor([0]))[0]
+    expected = (grey * (alpha / 255) + 255 * (1 - alpha / 255))[None].repeat(channels, 0)
+    assert np.abs(found.numpy() - expected).max() <= 1
+
+
+def notes(root: Path) -> str:
+    (note,) = image_folder(str(root), size=8).notes
+    return note
+
+
+@directory_and_zip
+def test_what_is_not_read_is_counted_and_named(tmp_path: Path, zipped: bool) -> None:
+    folder = tmp_path / "in"
+    write_classes(folder)
+    assert image_folder(str(packed(folder, zipped)), size=8).notes == ()
+    for name in ("cat/x.heic", "cat/y.HEIC", "dog/z.gif", "readme", "lost.png"):
+        write_image(folder / "cat" / "0.png")
+        (folder / name).write_bytes((folder / "cat" / "0.png").read_bytes())
+    assert notes(packed(folder, zipped)).endswith(
+        ": 5 file(s) are left out: 1 .gif (such as 'dog/z.gif'); 2 .heic (such as 'cat/x.heic'); 1 no ending (such as "
+        "'readme'); 1 outside of the folders that are read (such as 'lost.png')"
+    )
+    only = tmp_path / "only"
+    (only / "cat").mkdir(parents=True)
+    (only / "cat" / "x.heic").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"holds no images; .* 1 \.heic \(such as 'cat/x\.heic'\); expected"):
+        image_folder(str(packed(only, zipped)))
+
+
+def test_links_give_no_row_twice(tmp_path: Path) -> None:
+    """A link up, to a folder and to a file that are there, a hard link, and links in a circle or to nothing."""
+    write_classes(tmp_path / "in", count=10)
+    before = load("image_folder", root=tmp_path / "in", size=8)
+    (tmp_path / "in" / "cat" / "loop").symlink_to("..")
+    (tmp_path / "in" / "dog" / "a").symlink_to("../cat")
+    (tmp_path / "in" / "dog" / "00.png").symlink_to("../cat/3.png")
+    (tmp_path / "in" / "dog" / "99.png").hardlink_to(tmp_path / "in" / "cat" / "4.png")
+    (tmp_path / "in" / "dog" / "self").symlink_to("self")
+    (tmp_path / "in" / "dog" / "none.png").symlink_to("nowhere")
+    after = load("image_folder", root=tmp_path / "in", size=8)
+    for one, other in zip(before[:2], after[:2]):
+        assert torch.equal(one.read(torch.arange(len(one))), other.read(torch.arange(len(other))))
+        assert torch.equal(labels_of(one), labels_of(other))
+    assert all(f"{count} {reason}" in notes(tmp_path / "in") for count, reason in (
+        (2, "a link that leads nowhere"), (2, "the same file"), (2, "the same folder")))  # fmt: skip
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "cat").symlink_to(tmp_path / "in" / "cat")  # the only way there
+    (tmp_path / "linked" / "dog").symlink_to(tmp_path / "in" / "dog")
+    assert len(load("image_folder", root=tmp_path / "linked", size=8)[0]) == 16
+
+
+def test_pipes_and_devices_are_left_alone(tmp_path: Path) -> None:
+    write_classes(tmp_path)
+    os.mkfifo(tmp_path / "cat" / "pipe.png")
+    (tmp_path / "cat" / "null.png").symlink_to("/dev/zero")
+    assert "2 no regular file (such as 'cat/null.png')" in notes(tmp_path)
+    os.mkfifo(tmp_path / "pipe.zip")
+    with pytest.raises(OSError, match="a pipe, socket or device, where a regular file is needed"):
+        image_folder(str(tmp_path / "pipe.zip"))
+    files = Files(tmp_path)
+    (tmp_path / "cat" / "0.png").unlink()
+    os.mkfifo(tmp_path / "cat" / "0.png")  # after it was listed
+    with pytest.raises(ValueError, match=r"'cat/0\.png' failed with OSError: .*a pipe, socket or device"):
+        ImageFiles(files, ["cat/0.png"], size=8).read(torch.tensor([0]))
+
+
+def test_a_folder_that_may_not_be_read_is_no_smaller_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_classes(tmp_path)
+
+    def refuse(path: Path, inner: Any = os.listdir) -> Any:
+        if path.name == "dog":
+            raise PermissionError(13, "Permission denied", str(path))
+        return inner(path)
+
+    monkeypatch.setattr(os, "listdir", refuse)
+    with pytest.raises(PermissionError, match=r"permission denied; let this user read .*dog"):
+        image_folder(str(tmp_path))
+
+
+def archive(path: Path, members: dict[str, bytes], *, kind: int = 0, size: int | None = None) -> Path:
+    """A zip of these members, whose directory may say another kind of file or another size."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as out:
+        for name, content in members.items():
+            info = zipfile.ZipInfo(name)
+            info.external_attr, info.compress_type = kind << 16, zipfile.ZIP_DEFLATED
+            out.writestr(info, content)
+    if size is not None:
+        data = path.read_bytes()
+        for name, content in members.items():
+            data = data.replace(len(content).to_bytes(4, "little") + len(name).to_bytes(2, "little"),
+                                size.to_bytes(4, "little") + len(name).to_bytes(2, "little"))  # fmt: skip
+        path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("../a.png", "lies outside of the archive"), ("/etc/a.png", "lies outside of the archive"),
+        ("cat/../../a.png", "lies outside"), ("cat//a.png", "lies outside"), ("./a.png", "lies outside"),
+        ("cat\\a.png", "no plain path in it; pack it again"),
+    ],
+)  # fmt: skip
+def test_members_of_a_zip_stay_inside_of_it(tmp_path: Path, name: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        image_folder(str(archive(tmp_path / "a.zip", {name: b"x"})))
+
+
+def test_zips_that_are_larger_than_they_should_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By what is declared and by what is read; a name that stands for two members; a link; a picture of 10⁹ pixels."""
+    write_classes(tmp_path / "in")
+    content = (tmp_path / "in" / "cat" / "0.png").read_bytes()
+    monkeypatch.setattr("negbank.train.data.images.files.MOST_BYTES", 1 << 20)
+    with pytest.raises(ValueError, match=r"'cat/b\.png' failed with BadZipFile: declares 2097152 bytes; a picture has"):
+        image_folder(str(archive(tmp_path / "declared.zip", {"cat/a.png": content, "cat/b.png": bytes(2 << 20)})))
+    lying = archive(tmp_path / "lying.zip", {"cat/b.png": bytes(2 << 20), "cat/a.png": content}, size=1000)
+    with pytest.raises(ValueError, match=r"unreadable file.* BadZipFile"):
+        image_folder(str(lying))
+    with zipfile.ZipFile(tmp_path / "twice.zip", "w") as out:
+        for name in ("cat/a.png", "cat/b.png", "cat/c.png"):
+            out.writestr(name, content)
+    twice = (tmp_path / "twice.zip").read_bytes().replace(b"cat/c.png", b"cat/a.png")
+    (tmp_path / "twice.zip").write_bytes(twice)
+    with pytest.raises(ValueError, match=r"1 name\(s\) stand for several members, such as 'cat/a\.png'"):
+        image_folder(str(tmp_path / "twice.zip"))
+    link = archive(tmp_path / "link.zip", {"cat/a.png": b"/etc/passwd"}, kind=0o120777)
+    with pytest.raises(ValueError, match=r"holds no images; .*1 no regular file"):
+        image_folder(str(link))
+    huge = bytearray(content)
+    huge[16:24] = (40_000).to_bytes(4, "big") * 2  # its header says 40 000 × 40 000
+    (tmp_path / "in" / "cat" / "0.png").write_bytes(huge[:29] + zlib.crc32(huge[12:29]).to_bytes(4, "big") + huge[33:])
+    with pytest.raises(ValueError, match=r"'cat/0\.png' failed with DecompressionBombError"):
+        image_folder(str(tmp_path / "in"))
 
 
 @directory_and_zip

@@ -73,7 +73,7 @@ def test_snapshots_are_built_for_those_that_read_them():
 
 @pytest.mark.parametrize("name", ["sogclr", "isogclr", "emc2"])
 def test_what_counts_on_uniform_batches_is_refused_with_others(name):
-    with pytest.raises(ValueError, match="takes the batch's rows for uniform draws, which those of Knn are not"):
+    with pytest.raises(ValueError, match="takes the batch's rows for uniform draws, which those of knn are not"):
         assembly(METHODS[name], batches={"type": "knn", "batch_size": 12})
     assembly(METHODS["hcl"], batches={"type": "knn", "batch_size": 12})
 
@@ -90,7 +90,7 @@ def test_drawn_batches_train_and_go_on_where_they_stopped(steps):
         second.load_state_dict(state, snapshots)
         assert steps(second, 3) == expected
     assert "extra_encodings" in expected[0]
-    with pytest.raises(ValueError, match="which is not known of Knn batches"):
+    with pytest.raises(ValueError, match="which is not known of knn batches"):
         assembly(METHODS["logQ"], batches={"type": "knn", "batch_size": 12})
     with pytest.raises(ConfigError, match="staleness is measured for negatives alone"):
         assembly(METHODS["logQ"], batches={**batches, "proposal": {"type": "nearest", "adapt": True}})

@@ -102,6 +102,28 @@ def test_pieces_give_the_gradient_of_the_whole_step(method, towers):
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_negatives_see_as_many_anchors_at_once_as_a_piece_has_inputs(method, monkeypatch):
+    """Or the loss, which has scores of all pairs, would take the memory that the encoder no longer does."""
+    made, seen = METHODS[method], []
+
+    def watched(views):
+        negatives = made(views)
+        call = type(negatives).__call__
+
+        class Watched(type(negatives)):
+            def __call__(self, batch, ticket):
+                seen.append((len(batch.anchors), len(batch.candidates) - len(batch.drawn)))
+                return call(self, batch, ticket)
+
+        negatives.__class__ = Watched
+        return negatives
+
+    monkeypatch.setitem(METHODS, method, watched)
+    trained(method, micro_batch=6, steps=1)
+    assert seen == [(6, 2 * B)] * (2 * B // 6)
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_dropout_is_that_of_the_first_run_of_a_piece(method, monkeypatch):
     """Against the same pieces under one graph, which needs no second run."""
     cached = trained(method, dropout=0.3, micro_batch=5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from PIL import Image
 from negbank.train import checkpoint
 from negbank.train.config import parse
 from negbank.train.run import RunError, evaluate, resume, start
+from negbank.train.trainer import Trainer
 
 STEPS = 36
 CONFIG = {
@@ -118,12 +120,13 @@ def differences(a, b, path=""):
 
 def assert_same_run(folder: Path, other: Path):
     cpu = torch.device("cpu")
-    (mine, (my_snapshot,)), (theirs, (their_snapshot,)) = (
+    (mine, (my_snapshot,), my_rows), (theirs, (their_snapshot,), their_rows) = (
         checkpoint.load(f / "checkpoints", device=cpu) for f in (folder, other)
     )
     assert mine["trainer"]["step"] == STEPS
     assert differences(mine, theirs) == []
     assert torch.equal(my_snapshot.vectors, their_snapshot.vectors)
+    assert my_rows == their_rows
     assert (folder / "metrics.jsonl").read_bytes() == (other / "metrics.jsonl").read_bytes()
     summaries = [json.loads((f / "summary.json").read_text()) for f in (folder, other)]
     for summary in summaries:
@@ -133,7 +136,9 @@ def assert_same_run(folder: Path, other: Path):
 
 def test_a_run_leaves_all_that_it_promises(uninterrupted):
     names = {p.name for p in uninterrupted.iterdir()}
-    assert names == {"config.yaml", "metrics.jsonl", "tensorboard", "checkpoints", "summary.json", "summary.png"}
+    assert names == {
+        "config.yaml", "metrics.jsonl", "tensorboard", "checkpoints", "summary.json", "summary.png", "manifest.json",
+    }  # fmt: skip
     summary = json.loads((uninterrupted / "summary.json").read_text())
     for key in ("knn_accuracy", "linear_probe_accuracy", "view_retrieval_at_1", "global_loss", "untrained_knn_accuracy",
                 "pixel_knn_accuracy", "encodings", "seconds"):  # fmt: skip
@@ -282,12 +287,60 @@ def test_a_folder_without_a_run_is_said(call, tmp_path):
         call(tmp_path)
 
 
-def test_a_damaged_checkpoint_names_the_remedy(tmp_path):
-    start(in_process(tmp_path, checkpoint_every=4))
-    state = tmp_path / "run" / "checkpoints" / "step_00000008" / "state.pt"
-    state.write_bytes(state.read_bytes()[:1000])
+def test_a_damaged_checkpoint_is_named_and_computed_again_from_the_one_before(tmp_path, capsys):
+    first = start(in_process(tmp_path, checkpoint_every=4))
+    folder = tmp_path / "run"
+    rows, states = (folder / "metrics.jsonl").read_bytes(), sorted(folder.glob("checkpoints/*/state.pt"))
+    whole = checkpoint.load(folder / "checkpoints", device=torch.device("cpu"))
+    states[1].write_bytes(states[1].read_bytes()[:1000])
     with pytest.raises(checkpoint.CheckpointError, match=r"remove .*step_00000008 to resume"):
-        resume(tmp_path / "run")
+        evaluate(folder)  # which is of the newest, or of none
+    again = resume(folder)
+    told = capsys.readouterr()
+    assert f"{states[1]}: its checksum differs from the manifest; going on" in told.out + told.err
+    assert again["global_loss"] == first["global_loss"]
+    assert (folder / "metrics.jsonl").read_bytes() == rows
+    found = checkpoint.load(folder / "checkpoints", device=torch.device("cpu"))
+    assert differences(found.state, whole.state) == []
+    for state in states:
+        state.write_bytes(b"")
+    with pytest.raises(checkpoint.CheckpointError, match=r"every checkpoint is; remove .*checkpoints to begin"):
+        resume(folder)
+    shutil.rmtree(folder / "checkpoints")
+    assert resume(folder)["global_loss"] == first["global_loss"]
+    assert (folder / "metrics.jsonl").read_bytes() == rows
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "gone", "longer"])
+def test_metrics_are_put_back_to_what_the_checkpoint_knew(damage, tmp_path):
+    start(in_process(tmp_path, checkpoint_every=4))
+    path = tmp_path / "run" / "metrics.jsonl"
+    rows = path.read_bytes()
+    path.write_bytes({
+        "cut": rows[:100], "flipped": bytes([rows[0] ^ 1]) + rows[1:], "gone": b"", "longer": rows + b"\0" * 50,
+    }[damage])  # fmt: skip
+    if damage == "gone":
+        path.unlink()
+    resume(tmp_path / "run")
+    assert path.read_bytes() == rows
+
+
+def test_metrics_that_are_changed_under_a_run_end_it(tmp_path, monkeypatch):
+    path, step = tmp_path / "run" / "metrics.jsonl", Trainer.step
+
+    def cut(self):
+        if self.step_number == 6:
+            os.truncate(path, 10)
+        return step(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step", cut)
+        with pytest.raises(RunError, match=r"metrics\.jsonl: changed while the run was writing it; resume the run"):
+            start(in_process(tmp_path, checkpoint_every=4))
+    resume(tmp_path / "run")
+    rows = path.read_bytes()
+    start(in_process(tmp_path, checkpoint_every=4), overwrite=True)
+    assert path.read_bytes() == rows
 
 
 def test_checkpoints_of_nine_digits_and_more_are_found_and_the_oldest_dropped(tmp_path):

@@ -138,7 +138,8 @@ def test_what_is_not_finite_stops_before_the_optimiser_and_is_named(what, negati
     elif what == "gradient":
         module.layer.weight.register_hook(lambda gradient: gradient * torch.nan)
     else:
-        monkeypatch.setattr("negbank.train.trainer.surrogate", lambda *a, **k: losses.surrogate(*a, **k) * torch.inf)
+        surrogate = losses.surrogate
+        monkeypatch.setattr(losses, "surrogate", lambda *a, **k: surrogate(*a, **k) * torch.inf)
     before = [p.detach().clone() for p in module.parameters()]
     vectors, kept = bank.vectors.clone(), str(trainer.towers[0].negatives.state_dict())
     with pytest.raises(NonFiniteError, match=f"step 3: the {what} of rows .*start anew in another run.dir"):
@@ -199,7 +200,7 @@ def test_in_batch_proposals_need_uniform_batches():
     with pytest.raises(ValueError, match=r"takes the batch's rows for uniform draws.*batches\.type=uniform"):
         make(negatives, batches)
     negatives.requires, batches.known = "known", False
-    with pytest.raises(ValueError, match="which is not known of UniformBatches batches"):
+    with pytest.raises(ValueError, match="which is not known of uniform batches"):
         make(negatives, batches)
     negatives.requires = "any"
     make(negatives, batches)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -74,7 +75,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser().error(f"unknown: {' '.join(word for word in rest if word not in overrides) or ' '.join(rest)}")
     options.overrides = overrides
     try:
-        return int(options.run(options))
+        code = int(options.run(options))
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # who read the output has seen enough, as in `negbank list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except KeyboardInterrupt:  # while data are read, or for the second time
         print(f"negbank: {getattr(options, 'stopped', 'interrupted')}", file=sys.stderr)
         return 130

@@ -36,7 +36,7 @@ def run(options: Namespace) -> int:
 
 def _build(options: Namespace) -> int:
     from negbank import Snapshot
-    from negbank.mining.rows import Rows
+    from negbank.mining.inputs import Rows
 
     if options.out.exists():
         raise ValueError(f"out={options.out} exists; a snapshot is frozen, give another name")

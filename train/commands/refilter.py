@@ -7,7 +7,8 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from negbank.train.mining.arguments import RULES, TEXTS, add_outputs, add_rules, given, write
+from negbank import files
+from negbank.train.mining.arguments import RULES, TEXTS, add_outputs, add_rules, check_export, given, write
 
 
 def add(commands: Any) -> None:
@@ -25,8 +26,15 @@ def run(options: Namespace) -> int:
     """Save what other rules give."""
     from negbank import MiningResult
 
+    check_export(options)
     result = MiningResult.load(options.result).refilter(**given(options, RULES))
     result.save(options.out)
-    texts = options.result / TEXTS
-    write(result, tuple(json.loads(texts.read_text())) if texts.exists() else None, options)
+    texts, lookup = options.result / TEXTS, None
+    if TEXTS in files.told(options.result)["sha256"]:
+        lookup = tuple(json.loads(texts.read_text()))
+    elif texts.exists():
+        raise files.DamagedError(
+            f"{texts}: the manifest does not know it, as after a kill; mine again to write it anew"
+        )
+    write(result, lookup, options)
     return 0

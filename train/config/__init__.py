@@ -1,23 +1,26 @@
 """A configuration: YAML and `key=value` overrides, held to the signatures of what it names, all mistakes at once.
 
-    read (overrides.py) → one mapping → pydantic models made from signatures (schema.py) → checks across sections
+    YAML (reading.py) → overrides merged (overrides.py) → references replaced (references.py) → one mapping
+      → pydantic models made from signatures (schema.py) → checks across sections (checks.py)
 
-Nothing here imports torch. OmegaConf reads YAML, resolves interpolations within the file, and merges overrides.
+Nothing here imports torch.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
 from pydantic import ValidationError
 
 from negbank.train import registry
 from negbank.train.config.checks import impossible
-from negbank.train.config.overrides import changes, merge, plain, read, switch_length, switch_types
+from negbank.train.config.overrides import changes, merge, switch_length, switch_types
 from negbank.train.config.problems import ConfigError, lines, suggest
+from negbank.train.config.reading import read
+from negbank.train.config.references import resolved
 from negbank.train.config.schema import root as root_model
 
 __all__ = ["ConfigError", "load", "merge", "parse", "root_model", "root_of", "suggest", "switch_types", "to_dict"]
@@ -39,7 +42,14 @@ def load(path: str | Path, overrides: Sequence[str] = (), *, root: str = "train"
     Raises:
         ConfigError: with every problem found, each naming its key and what to do.
     """
-    return parse(read(path), overrides, root=root, source=str(path))
+    return parse(_read(path), overrides, root=root, source=str(path))
+
+
+def _read(path: str | Path) -> Any:
+    try:
+        return read(path)
+    except ValueError as error:
+        raise ConfigError(str(path), [str(error)]) from None
 
 
 def parse(
@@ -48,10 +58,10 @@ def parse(
     """`load` for a mapping that is read already."""
     problems: list[str] = []
     notes: list[str] = []
-    data = plain({} if data is None else data, problems)
     over = changes(overrides, problems)
-    if not isinstance(data, dict):
-        raise ConfigError(source, [f"expected sections as a mapping, found {type(data).__name__}"])
+    if data is not None and not isinstance(data, Mapping):
+        raise ConfigError(source, [f"expected sections as a mapping, found {data!r:.60}"])
+    data = copy.deepcopy(dict(data or {}))
     if (other := _root(data, root)) != root:
         problems.append(f"these are keys of `negbank {other}`, not of `negbank {root}`")
     if root == "train":
@@ -59,13 +69,17 @@ def parse(
         switch_length(data, over, notes)
     elif root == "ablate":
         switch_types(data, over, notes, kinds=("source",))
-    elif root == "compare" and isinstance(over, dict):
+    elif root == "compare":
         switch_types(data.get("base"), over.get("base"), notes, below="base.")
         methods, changed = data.get("methods"), over.get("methods")
         if isinstance(methods, dict) and isinstance(changed, dict):
             for name, section in methods.items():
                 switch_types(section, changed.get(name), notes, below=f"methods.{name}.")
-    config, found = check(merge(data, over), root)
+    try:
+        whole = resolved(merge(data, over), problems)
+    except ValueError as error:
+        raise ConfigError(source, [*problems, str(error)]) from None
+    config, found = check(whole, root)
     if problems + found:
         raise ConfigError(source, problems + found)
     return config, notes
@@ -103,8 +117,7 @@ def root_of(path: str | Path) -> str:
     Raises:
         ConfigError: when it cannot be read.
     """
-    data = read(path)
-    return _root(OmegaConf.to_container(data, resolve=False) if OmegaConf.is_config(data) else data, "train")
+    return _root(_read(path), "train")
 
 
 def _root(data: Any, default: str) -> str:

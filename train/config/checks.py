@@ -9,6 +9,11 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from negbank.remedies import unreadable
+from negbank.train.config import meeting
+from negbank.train.config.schema import described
+from negbank.train.config.sections import Options
+
 
 def impossible(sections: Mapping[str, Any]) -> list[str]:
     """The problems of a run's sections, of those that are in order."""
@@ -39,6 +44,42 @@ def _pieces(encoder: Any, run: Any) -> Iterator[str]:
         )
 
 
+def _meeting(batches: Any, negatives: Any) -> Iterator[str]:
+    problem = meeting.sections(batches, negatives)
+    if problem is not None:
+        yield f"negatives.type: {problem}"
+
+
+def _second_pass(negatives: Any, encoder: Any) -> Iterator[str]:
+    drawn = getattr(negatives, "draws", 1) and getattr(negatives, "proposals", "") != "in_batch"
+    projector = getattr(encoder, "projector", None)
+    if (
+        getattr(negatives, "query", None) == "fresh"
+        and drawn
+        and "batch" in (getattr(encoder, "norm", ""), getattr(projector, "norm", ""))
+    ):
+        yield (
+            "negatives.query: fresh encodes drawn rows in a second pass, where batch statistics tell them from the "
+            "anchors; set encoder.norm=group and encoder.projector.norm=none, or take query=bank"
+        )
+
+
+def _inputs(data: Any, batches: Any) -> Iterator[str]:
+    for kind, section in (("data", data), ("batches", batches)):
+        yield from _unreadable(kind, section, kind)
+
+
+def _unreadable(kind: str, section: Options, path: str) -> Iterator[str]:
+    """The files and folders of a section, and of those in it, that are not there to be read."""
+    for option in described(kind, section.type).options:  # type: ignore[attr-defined]
+        value = getattr(section, option.name)
+        problem = unreadable(value) if option.reads and value is not None else None
+        if problem is not None:
+            yield f"{path}.{option.name}: {value!r}: {problem}"
+        if option.section is not None and isinstance(value, Options) and hasattr(value, "type"):
+            yield from _unreadable(option.section.kind, value, f"{path}.{option.name}")
+
+
 def _adapt(batches: Any) -> Iterator[str]:
     if getattr(getattr(batches, "proposal", None), "adapt", False):
         yield "batches.proposal.adapt: staleness is measured for negatives alone; set temperature and floor"
@@ -55,4 +96,6 @@ def _augment(data: Any) -> Iterator[str]:
         yield f"data.augment.jitter: hue {jitter[3]}, expected at most 0.5 turns"
 
 
-CHECKS: tuple[Callable[..., Iterator[str]], ...] = (_length, _norm, _pieces, _adapt, _augment)
+CHECKS: tuple[Callable[..., Iterator[str]], ...] = (
+    _length, _norm, _pieces, _meeting, _second_pass, _inputs, _adapt, _augment,
+)  # fmt: skip

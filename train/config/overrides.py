@@ -1,6 +1,6 @@
-"""YAML and `key=value` overrides as one plain mapping, before anything is held to a schema.
+"""What `key=value` overrides change in a file's mapping, before anything is held to a schema.
 
-Interpolation is within the file alone: a resolver, which could read more, is refused. Overriding a `type`, on the
+Overriding a `type`, on the
 command line or in a method of a comparison, drops the options of the old type that the new one does not know, so that
 one override is enough to change a method; overriding one of run.steps and run.epochs drops the other.
 """
@@ -8,89 +8,44 @@ one override is enough to change a method; overriding one of run.steps and run.e
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
 from negbank.train import registry
-from negbank.train.config.problems import ConfigError
+from negbank.train.config.reading import Typed, read_text
 from negbank.train.config.schema import SECTIONS, alone, model
 
+KEY = re.compile(r"[\w-]+(?:\.[\w-]+|\[\d+\])*", re.ASCII)
 
-def read(path: str | Path) -> Any:
-    """The contents of a YAML file.
 
-    Raises:
-        ConfigError: when it cannot be read.
+def changes(overrides: Sequence[str], problems: list[str]) -> dict[Any, Any]:
+    """What `key=value` overrides set, as a mapping; those that cannot be read go to `problems`.
+
+    A key such as proposals[1].k is one of the second entry, which has the key 1 here.
     """
-    try:
-        return OmegaConf.load(path)
-    except FileNotFoundError:
-        raise ConfigError(str(path), ["no such file; give the path of a YAML file"]) from None
-    except Exception as error:  # YAML's own errors name the line; whatever their class, the file cannot be read
-        raise ConfigError(str(path), [f"not readable as YAML: {error}"]) from None
-
-
-def changes(overrides: Sequence[str], problems: list[str]) -> Any:
-    """What `key=value` overrides set, as a mapping; those that cannot be read go to `problems`."""
-    found = OmegaConf.create({})
+    found: dict[Any, Any] = {}
     for item in overrides:
-        if item.find("=") < 1:
+        key, _, text = item.partition("=")
+        if not KEY.fullmatch(key) or "=" not in item:
             problems.append(f"{item!r}: expected key=value, as in run.steps=1000")
             continue
         try:
-            found.merge_with_dotlist([item])
-        except Exception as error:  # YAML's and OmegaConf's errors have no class in common
-            problems.append(f"{item!r}: not readable as YAML ({str(error).splitlines()[0]}); close or quote its value")
-    return plain(found, problems)
-
-
-def plain(node: Any, problems: list[str]) -> Any:
-    """Plain containers with node interpolations resolved; resolvers, which read more than this file, refused."""
-    node = node if OmegaConf.is_config(node) else OmegaConf.create(node)
-    raw = OmegaConf.to_container(node, resolve=False)
-    refused = [(key, text) for key, text in _strings(raw, "") if re.search(r"\$\{[^}]*:", text)]
-    problems += [f"{key}: {text!r} asks a resolver, which is refused; write the value itself" for key, text in refused]
-    try:
-        if not refused:
-            return OmegaConf.to_container(node, resolve=True)
-    except OmegaConfBaseException as error:
-        problems.append(str(error).splitlines()[0])
-    return _without_interpolations(raw)
-
-
-def _without_interpolations(value: Any) -> Any:
-    """`value` less every string that would still be interpolated: reading one later would run what was refused."""
-    if isinstance(value, dict):
-        return {k: _without_interpolations(v) for k, v in value.items() if "${" not in str(k) and not _interpolated(v)}
-    if isinstance(value, list):
-        return [_without_interpolations(v) for v in value if not _interpolated(v)]
-    return value
-
-
-def _interpolated(value: Any) -> bool:
-    return isinstance(value, str) and "${" in value
-
-
-def _strings(value: Any, path: str) -> Iterator[tuple[str, str]]:
-    if isinstance(value, str):
-        yield path, value
-    elif isinstance(value, dict):
-        for key, inner in value.items():
-            yield from _strings(str(key), f"{path}.{key}".strip("."))
-            yield from _strings(inner, f"{path}.{key}".strip("."))
-    elif isinstance(value, list):
-        for i, inner in enumerate(value):
-            yield from _strings(inner, f"{path}[{i}]")
+            value = read_text(text)
+        except ValueError as error:
+            problems.append(f"{item!r}: {' '.join(str(error).split())}; close or quote its value")
+            continue
+        for part in reversed(re.findall(r"[\w-]+", key)):
+            value = {int(part) if f"[{part}]" in key and part.isdecimal() else part: value}
+        found = merge(found, value)
+    return found
 
 
 def merge(base: Any, over: Any) -> Any:
-    """`base` with the values of `over`, mapping by mapping."""
+    """`base` with the values of `over`, key by key of mappings, entry by entry of a list where `over` has indices."""
     if isinstance(base, dict) and isinstance(over, dict):
         return {key: merge(base.get(key), over[key]) if key in over else base[key] for key in (*base, *over)}
+    if isinstance(base, list) and isinstance(over, dict) and over and all(key in range(len(base)) for key in over):
+        return [merge(each, over[i]) if i in over else each for i, each in enumerate(base)]
     return over
 
 
@@ -134,5 +89,10 @@ def switch_length(data: Any, over: Any, notes: list[str]) -> None:
     mine, theirs = (each.get("run") if isinstance(each, dict) else None for each in (over, data))
     if isinstance(mine, dict) and isinstance(theirs, dict):
         for new, old in (("steps", "epochs"), ("epochs", "steps")):
-            if mine.get(new) is not None and old not in mine and theirs.get(old) is not None:
+            if _set(mine, new) and old not in mine and _set(theirs, old):
                 notes.append(f"run.{new}={mine[new]}: dropped run.{old}={theirs.pop(old)}")
+
+
+def _set(section: Mapping[str, Any], key: str) -> bool:
+    value = section.get(key)
+    return (value.value if isinstance(value, Typed) else value) is not None

@@ -26,6 +26,7 @@ def suggest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(known)}"
 
 
+MOST_SHOWN = 200
 BOUNDS = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
 
 
@@ -53,32 +54,45 @@ def lines(errors: Iterable[Mapping[str, Any]], root: type[Options]) -> dict[str,
 def _unknown(error: Mapping[str, Any], root: type[Options]) -> str:
     kind = at(root, error["loc"])[1] or ""
     name = error["input"].get("type")
-    return f"{name!r} is unknown{suggest(str(name), [*registry.names(kind), *registry.ALIASES.get(kind, {})])}"
+    known = [*registry.names(kind), *registry.ALIASES.get(kind, {})]
+    return f"{shown(name)} is unknown{suggest(str(name)[:MOST_SHOWN], known)}"
 
 
 def _text(error: Mapping[str, Any], root: type[Options]) -> str:
-    kind, value, context = error["type"], error["input"], error.get("ctx", {})
+    kind, value, context = error["type"], shown(error["input"]), error.get("ctx", {})
     if kind == "extra_forbidden":
         found, _ = at(root, error["loc"][:-1])
         return f"no such key{suggest(str(error['loc'][-1]), found.model_fields if found else ())}"
     if kind == "missing":
         return f"is needed: {_help(error, root)}"
     if kind in ("mapping", "model_type", "model_attributes_type", "dict_type"):
-        return f"expected a mapping of options, found {value!r}"
+        return f"expected a mapping of options, found {value}"
     if kind == "literal_error":
-        return f"{value!r}, expected one of {context['expected'].replace(chr(39), '').replace(' or ', ', ')}"
+        return f"{value}, expected one of {context['expected'].replace(chr(39), '').replace(' or ', ', ')}"
     if kind == "too_long":
-        return f"{value!r}, expected {context['max_length']} values"
+        return f"{value}, expected {context['max_length']} values"
     if kind == "kind" or kind.endswith(("_type", "_parsing")):
         word = error["msg"] if kind == "kind" else kind.rpartition("_")[0].removesuffix("_from")
-        return f"{value!r} is no {word.replace('string', 'text')}; {_help(error, root)}"
+        return f"{value} is no {word.replace('string', 'text')}; {_help(error, root)}"
     for name, words in BOUNDS.items():
         if name in context:
             bound = context[name]
-            return f"{value!r}, expected {words} {int(bound) if isinstance(bound, float) and bound % 1 == 0 else bound}"
+            return f"{value}, expected {words} {_bound(bound)}"
     if kind == "value_error":
-        return f"{value!r}: {context['error']}"
-    return f"{value!r}: {error['msg']}; {_help(error, root)}"
+        return f"{value}: {context['error']}"
+    return f"{value}: {error['msg']}; {_help(error, root)}"
+
+
+def _bound(bound: Any) -> str:
+    whole = int(bound) if isinstance(bound, float) and bound % 1 == 0 else bound
+    power = isinstance(whole, int) and whole >= 1 << 20 and whole & (whole - 1) == 0
+    return f"{whole} (2**{whole.bit_length() - 1})" if power else f"{bound:g}" if bound == whole > 1e15 else str(whole)
+
+
+def shown(value: Any) -> str:
+    """A value in a message: of a long one the beginning."""
+    text = repr(value)
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}… ({len(text)} characters)"
 
 
 def _help(error: Mapping[str, Any], root: type[Options]) -> str:

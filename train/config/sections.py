@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from negbank.train.config.scalars import Flag, Number, Whole
+from negbank.train.config.reading import Typed
+from negbank.train.config.scalars import Flag, Number, Text, Whole, settled, steps
 
 Count = Annotated[Whole, Field(ge=1)]
-Steps = Annotated[int | float, BeforeValidator(lambda x: int(x) if isinstance(x, float) and x.is_integer() else x)]
+Steps = Annotated[int | float, BeforeValidator(steps)]
 
 
 class Options(BaseModel):
@@ -19,6 +20,18 @@ class Options(BaseModel):
     sections: ClassVar[Mapping[str, str]] = {}
     """Key → kind, of the options that are sections themselves."""
     model_config = ConfigDict(extra="forbid", validate_default=True, validate_assignment=True, protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_typed(cls, data: Any) -> Any:
+        """Plain scalars of YAML as the type of their key wants them."""
+        return {key: cls._settled(key, value) for key, value in data.items()} if isinstance(data, Mapping) else data
+
+    @classmethod
+    def _settled(cls, key: Any, value: Any) -> Any:
+        if key in cls.sections:
+            return value.value if isinstance(value, Typed) else value
+        return settled(value, cls.model_fields[key].annotation if key in cls.model_fields else Any)
 
 
 def option(default: Any, help: str) -> Any:
@@ -35,14 +48,14 @@ class Loss(Options):
 class Run(Options):
     """A run: where it writes, how long it is, and on what it runs."""
 
-    dir: str = option("runs/run", "where everything of the run is written")
+    dir: Text = option("runs/run", "where everything of the run is written")
     seed: Annotated[Whole, Field(ge=0, lt=2**62)] = option(0, "of weights, batches, views and draws")
     steps: Count | None = option(None, "optimiser steps; comes before run.epochs")
     epochs: Count | None = option(None, "passes over the data set")
     micro_batch: Count | None = option(None, "inputs encoded at once, by gradient caching; None: all; no batch norm")
     checkpoint_every: Count = option(500, "steps between checkpoints")
     log_every: Count = option(20, "steps between rows of metrics.jsonl")
-    device: str = option("auto", "auto, cpu, cuda, cuda:1, ...")
+    device: Text = option("auto", "auto, cpu, cuda, cuda:1, ...")
     precision: Literal["auto", "float32", "bf16"] = option("auto", "auto: bf16 where the machine is fast at it")
     compile: Flag = option(False, "torch.compile the encoder")
 
@@ -53,6 +66,7 @@ class Data(Options):
 
 
 class Optim(Options):
+    schedule: Literal["cosine", "constant"] = option("cosine", "of the learning rate after the warm-up")
     warmup: Annotated[Steps, Field(ge=0)] = option(0, "steps of linear warm-up; below 1: a share of the run")
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 from negbank import bounds
-from negbank.bounds import Labels, Section, Supplied
+from negbank.bounds import Input, Labels, Section, Supplied
 from negbank.train import registry
 from negbank.train.config.scalars import SCALARS
 
@@ -32,7 +32,7 @@ PAPER = re.compile(r"([A-Z][\w’'-]+(?: et al\.| (?:&|and) [A-Z][\w-]+)),?[^;]{
 
 class Option(NamedTuple):
     """One key: its name, type with bounds, default, help; the section it is made from, or of which there are several;
-    the key it follows where it is not set; whether it is a file of labels."""
+    the key it follows where it is not set; whether it is a file of labels; whether it is a path that is read."""
 
     name: str
     annotation: Any
@@ -42,6 +42,7 @@ class Option(NamedTuple):
     several: bool = False
     follows: str | None = None
     labels: bool = False
+    reads: bool = False
 
 
 class Signature(NamedTuple):
@@ -84,14 +85,14 @@ def _option(
     marks: list[Any] = []
     if isinstance(annotation, ast.Subscript) and ast.unparse(annotation.value) == "Annotated":
         inner, *rest = annotation.slice.elts  # type: ignore[attr-defined]
-        if any(word in ast.unparse(annotation) for word in ("Section(", "Supplied(", "Labels(")):
+        if any(word in ast.unparse(annotation) for word in ("Section(", "Supplied(", "Labels(", "Input(")):
             marks = [scope.evaluate(each) for each in rest]
     section = next((mark for mark in marks if isinstance(mark, Section)), None)
     follows = next((mark.key for mark in marks if isinstance(mark, Supplied)), None)
     if name in supplied and section is None and follows is None:
         return None
     if any(isinstance(mark, Labels) for mark in marks):
-        return Option(name, SCALARS["str"] | None, None, f"{text} A .npy file of them.", labels=True)
+        return Option(name, SCALARS["str"] | None, None, f"{text} A .npy file of them.", labels=True, reads=True)
     try:
         value = REQUIRED if default is None else ast.literal_eval(default)
         if section is not None:
@@ -103,7 +104,9 @@ def _option(
             f"{target}: {ast.unparse(argument)}: not readable as an option ({error}); annotate it with the names of "
             f"negbank.bounds, give a literal default, or have the run supply it"
         ) from None
-    return Option(name, kind | None if follows else kind, None if follows else value, text, follows=follows)
+    kind, value = (kind | None, None) if follows else (kind, value)
+    reads = any(isinstance(mark, Input) for mark in marks)
+    return Option(name, kind, value, text, follows=follows, reads=reads)
 
 
 class _Scope(dict[str, Any]):

@@ -1,6 +1,7 @@
 """Batches of rows and their views, read ahead of the step in worker processes, as if they were read in it.
 
     step t:      workers read steps t + 1, t + 2, ...        rows: of the batch sampler; seeds: of step, tower and slot
+    drawn rows:  with them, where negatives can be drawn now: no row of the batch is in one that comes before it
     a snapshot:  what was read ahead is dropped, and the sampler goes on from the last batch that was used
 
 Views depend on rows and seeds alone and the sampler on its state alone, so that nothing tells the number of workers:
@@ -25,6 +26,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from negbank.samplers.batches import BatchSampler
+from negbank.samplers.negatives import Ticket
 from negbank.snapshot import Snapshot
 from negbank.train.data.contract import Data
 
@@ -39,19 +41,35 @@ class Fetched(NamedTuple):
         rows: int64 (B,), on the device.
         inputs: for each tower its inputs in pieces, on the device: one view of each of rows, as often as there are
             views (all first ones, then all second ones).
+        tickets: of every direction's negatives, where they were drawn ahead.
+        further: for each tower, in pieces, one view of the further rows of those tickets.
     """
 
     rows: Tensor
     inputs: tuple[list[Any], ...]
+    tickets: list[Ticket] | None = None
+    further: tuple[list[Any], ...] = ()
 
 
 class Request(NamedTuple):
-    """What a worker is to read: arrays, which travel by value. A request of a `turn` that is over is not answered."""
+    """What a worker is to read: arrays, which travel by value. A request of a `turn` that is over is not answered.
+
+    rows (B,), seeds (V·B,) of each tower; further: of each tower the rows that were drawn for, and their seeds.
+    """
 
     turn: int
     step: int
     rows: np.ndarray
     seeds: tuple[np.ndarray, ...]
+    further: tuple[tuple[np.ndarray, np.ndarray], ...] = ()
+
+
+class Waiting(NamedTuple):
+    """A request that was not used yet, the batch sampler's state before it, and the tickets of its drawn rows."""
+
+    state: dict[str, Any]
+    request: Request
+    tickets: list[Ticket] | None
 
 
 class Failure(NamedTuple):
@@ -72,6 +90,8 @@ class Ahead:
         piece: inputs of a piece at most; None: all in one. Rows are decoded once a piece.
         workers: processes that read ahead; 0: none, nothing is read before it is asked for.
         device: where batches go. To a GPU they are copied from pinned memory, beside its work.
+        draw: (step, rows (B,), rows met since (M,)) → every direction's tickets, and for each tower the further rows
+            that they ask for; None where negatives cannot be drawn yet. Asked by readers ahead alone.
     """
 
     def __init__(
@@ -84,12 +104,12 @@ class Ahead:
         piece: int | None,
         workers: int,
         device: torch.device,
+        draw: Callable[[int, Tensor, Tensor], tuple[list[Ticket], list[Tensor]] | None] | None = None,
     ) -> None:
-        self._batches, self._seeds, self._views = batches, seeds, views
+        self._batches, self._seeds, self._views, self._draw = batches, seeds, views, draw
         self._workers, self._device = workers, device
         self._reader = Reader(data, piece)
-        self._queue: deque[tuple[dict[str, Any], Request]] = deque()
-        """What was asked for and not used yet, each with the sampler's state before it."""
+        self._queue: deque[Waiting] = deque()
         self._step = 0
         self._stream = self._requests()
         self._loader = None if workers == 0 else self._start()
@@ -103,18 +123,21 @@ class Ahead:
             RuntimeError: when a worker died.
         """
         if step != self._step:
-            self._rewind()
+            self.forget()
             self._step = step
+        tickets = None
         if self._loader is None:
             request = next(self._stream)
             inputs = self._reader.inputs(request)
         else:
-            inputs, request = self._answer(self._loader), self._queue.popleft()[1]
+            inputs = self._answer(self._loader)
+            _, request, tickets = self._queue.popleft()
         if isinstance(inputs, Failure):
             raise ValueError(inputs.message) from RuntimeError(f"in a worker:\n{inputs.trace}")
         rows = torch.from_numpy(request.rows).to(self._device)
         self._step = step + 1
-        return Fetched(rows, tuple([self._moved(part) for part in pieces] for pieces in inputs))
+        views, further = (tuple([self._moved(part) for part in pieces] for pieces in each) for each in inputs)
+        return Fetched(rows, views, tickets, further)
 
     def read(self, tower: int, rows: Tensor, seeds: Tensor) -> list[Any]:
         """One view of each of rows (n,) of a tower, read now and in this process, in pieces on the device."""
@@ -122,28 +145,28 @@ class Ahead:
 
     def update(self, snapshot: Snapshot) -> None:
         """Have the batches that were not used yet planned from a newer snapshot."""
-        self._rewind()
+        self.forget()
         self._batches.update(snapshot)
 
     def state_dict(self) -> dict[str, Any]:
         """The sampler's, after the last batch that was used."""
-        return self._queue[0][0] if self._queue else self._batches.state_dict()
+        return self._queue[0].state if self._queue else self._batches.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on after the last batch that was used. Call it after `update` with the snapshot that was in use."""
-        self._rewind()
+        self.forget()
         self._batches.load_state_dict(state)
 
     def close(self) -> None:
         """End the workers."""
-        self._rewind()
+        self.forget()
         self._loader = None
 
     def _moved(self, inputs: Any) -> Any:
         return inputs.to(self._device, non_blocking=True)
 
-    def _rewind(self) -> None:
-        """Forget what was read ahead, and go on from there."""
+    def forget(self) -> None:
+        """Drop what was read ahead, for rows or draws would be others now, and go on from there."""
         self._batches.load_state_dict(self.state_dict())
         self._queue.clear()
         self._reader.turn += 1
@@ -159,14 +182,28 @@ class Ahead:
                 if (found := next(epoch, None)) is None:
                     break
                 step = self._step if step is None or self._workers == 0 else step + 1
-                slots = torch.arange(self._views * len(found))
-                seeds = [self._seeds(step, tower, slots).numpy() for tower in range(len(self._reader.data))]
-                request = Request(int(self._reader.turn), step, np.array(found, dtype=np.int64), tuple(seeds))
+                towers, inside = range(len(self._reader.data)), self._views * len(found)
+                seeds = tuple(self._seeds(step, tower, torch.arange(inside)).numpy() for tower in towers)
+                request = Request(int(self._reader.turn), step, np.array(found, dtype=np.int64), seeds)
                 if self._workers > 0:
-                    self._queue.append((before, request))
+                    tickets, further = self._drawn(request)
+                    slots = [torch.arange(len(rows)) + inside for rows in further]
+                    own = [self._seeds(step, tower, each).numpy() for tower, each in enumerate(slots)]
+                    drawn = tuple((rows.cpu().numpy(), each) for rows, each in zip(further, own))
+                    request = request._replace(further=drawn)
+                    self._queue.append(Waiting(before, request, tickets))
                 yield request
             if self._workers > 0 and getattr(self._batches, "reads_snapshot", True):
                 return
+
+    def _drawn(self, request: Request) -> tuple[list[Ticket] | None, list[Tensor]]:
+        """A batch's tickets and further rows, unless what comes before it may change them."""
+        if self._draw is None:
+            return None, []
+        waiting = [torch.from_numpy(each.request.rows) for each in self._queue]
+        met = torch.cat(waiting) if waiting else torch.empty(0, dtype=torch.int64)
+        found = self._draw(request.step, torch.from_numpy(request.rows).to(self._device), met.to(self._device))
+        return (None, []) if found is None else found
 
     def _start(self) -> DataLoader[Any]:
         return DataLoader(
@@ -199,13 +236,14 @@ class Ahead:
                 f"data.workers={self._workers}: the data cannot be sent to another process ({error}); define its "
                 f"functions at the top of a module, or take data.workers=0"
             ) from error
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error).partition("\n")[0] or str(error).startswith("Caught"):
+        except (RuntimeError, ConnectionError, EOFError) as error:
+            said = str(error).partition("\n")[0] or type(error).__name__
+            lost = not isinstance(error, RuntimeError) or "DataLoader worker" in said
+            if not lost or said.startswith("Caught"):  # an error of the data, raised in a worker
                 raise
             raise RuntimeError(
-                f"data.workers={self._workers}: a worker died ({str(error).splitlines()[0]}); it may have run out of "
-                f"memory, or of /dev/shm: lower data.workers. A script of your own starts runs under "
-                f"`if __name__ == '__main__':`"
+                f"data.workers={self._workers}: a worker died ({said}); it may have run out of memory, or of "
+                f"/dev/shm: lower data.workers. A script of your own starts runs under `if __name__ == '__main__':`"
             ) from error
 
 
@@ -230,13 +268,15 @@ class Reader(Dataset[Any]):
         except ValueError as error:  # one line of the data, such as a file's name: raised by the step that asked
             return Failure(str(error), traceback.format_exc())
 
-    def inputs(self, request: Request) -> list[list[Any]]:
-        """The inputs of each tower, in pieces."""
+    def inputs(self, request: Request) -> tuple[list[list[Any]], list[list[Any]]]:
+        """The views of each tower, in pieces, and one view of its further rows."""
         rows = torch.from_numpy(request.rows)
-        return [
-            self.pieces(tower, rows.repeat(len(seeds) // len(rows)), torch.from_numpy(seeds))
-            for tower, seeds in enumerate(request.seeds)
-        ]
+        views = [(rows.repeat(len(seeds) // len(rows)), torch.from_numpy(seeds)) for seeds in request.seeds]
+        further = [tuple(map(torch.from_numpy, each)) for each in request.further]
+        return (
+            [self.pieces(tower, *each) for tower, each in enumerate(views)],
+            [self.pieces(tower, *each) if len(each[0]) else [] for tower, each in enumerate(further)],
+        )
 
     def pieces(self, tower: int, rows: Tensor, seeds: Tensor) -> list[Any]:
         """One view of each of rows (n,), in pieces."""

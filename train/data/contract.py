@@ -63,11 +63,13 @@ class Pairs(NamedTuple):
 
 
 class Splits(NamedTuple):
-    """What a run trains on and is evaluated on, with the names of the classes that labels index."""
+    """What a run trains on and is evaluated on, with the names of the classes that labels index, and notes for people:
+    what was found and is not read."""
 
     train: Data | Pairs
     test: Data | Pairs | None = None
     classes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def num_rows(data: Data | Pairs) -> int:

@@ -7,16 +7,16 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from negbank.bounds import Annotated, Section
+from negbank.bounds import Annotated, Input, Section
+from negbank.train.data.arrays import read_labels
 from negbank.train.data.contract import Data, Pairs, Splits, Subset
-from negbank.train.data.tensors import read_labels
 
 
 def pairs(
     left: Annotated[Callable[[], Splits], Section("data", "tensors")],
     right: Annotated[Callable[[], Splits], Section("data", "tensors")],
     *,
-    groups: str | None = None,
+    groups: Annotated[str | None, Input()] = None,
 ) -> Splits:
     """Two sides of any type, of which row i of one is the positive of row i of the other.
 
@@ -28,15 +28,16 @@ def pairs(
     Raises:
         ValueError: for sides of different lengths or with different rows held out, or groups that do not fit.
     """
-    (train, test, classes), other = left(), right()
+    (train, test, classes, notes), other = left(), right()
+    notes = (*notes, *(note for note in other.notes if note not in notes))
     found = None if groups is None else read_labels(groups, "groups")
     first = _paired(train, other.train, found, "training")
     if (test is None) != (other.test is None):
         raise ValueError("left, right: one side has held-out rows, the other none; have both hold out the same")
     if test is None or other.test is None:
-        return Splits(first, None, classes)
+        return Splits(first, None, classes, notes)
     held = found if found is not None and isinstance(test, Subset) and len(found) == len(test.data) else None
-    return Splits(first, _paired(test, other.test, held, "held-out"), classes)
+    return Splits(first, _paired(test, other.test, held, "held-out"), classes, notes)
 
 
 def _paired(left: Data | Pairs, right: Data | Pairs, groups: Tensor | None, which: str) -> Pairs:

@@ -8,22 +8,22 @@ A view of x adds Gaussian noise and sets entries to zero, both drawn from its se
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from negbank.bounds import Annotated, Ge, Le, Share, checked
+from negbank.bounds import Annotated, Ge, Input, Le, Share, checked
 from negbank.counter import seeded_uniforms
+from negbank.train.data.arrays import read, read_labels
 from negbank.train.data.contract import Splits, Subset, checked_labels
 from negbank.train.data.holdout import stratified
 
 HOLDOUT_SEED = 0
+MOST_NAMES = 1 << 20
+"""Classes that get names: labels may be ids, which have gaps."""
 BLOCK = 1 << 20
 """Random numbers drawn at once."""
 
@@ -86,10 +86,15 @@ class TensorData:
         return self._read(rows).flatten(1).float()
 
     def _read(self, rows: Tensor) -> Tensor:
-        found = self._rows[rows] if isinstance(self._rows, Tensor) else torch.from_numpy(self._rows[rows.numpy()])
-        if found.is_complex() or found.dtype == torch.bool:
-            raise ValueError(f"tensor: holds {found.dtype}; expected floating or integer numbers")
-        return found.to(torch.float32 if found.is_floating_point() else torch.int64)
+        if isinstance(self._rows, Tensor):
+            found = self._rows[rows]
+            if found.is_complex() or found.dtype == torch.bool:
+                raise ValueError(f"tensor: holds {found.dtype}; expected floating or integer numbers")
+            return found.to(torch.float32 if found.is_floating_point() else torch.int64)
+        array = np.asarray(self._rows[rows.numpy()])
+        if array.dtype.kind not in "fiu":
+            raise ValueError(f"tensor: holds {array.dtype}; expected floating or integer numbers")
+        return torch.from_numpy(np.ascontiguousarray(array, np.float32 if array.dtype.kind == "f" else np.int64))
 
     def _disturb(self, rows: Tensor, seeds: Tensor) -> None:
         """The view of rows (n, F), in place. Normals are computed in float64 and rounded."""
@@ -115,10 +120,10 @@ class TensorData:
 
 @checked
 def tensors(
-    path: str,
+    path: Annotated[str, Input()],
     *,
     key: str | None = None,
-    labels: str | None = None,
+    labels: Annotated[str | None, Input()] = None,
     holdout: Annotated[float, Ge(0), Le(0.9)] = 0.2,
     noise: Annotated[float, Ge(0)] = 0.0,
     mask: Share = 0.2,
@@ -138,68 +143,15 @@ def tensors(
     """
     classes = None if labels is None else read_labels(labels)
     try:
-        data = TensorData(opened(path, key), labels=classes, noise=noise, mask=mask)
+        data = TensorData(read(path, key), labels=classes, noise=noise, mask=mask)
     except ValueError as error:
         raise ValueError(f"path={path}: {error}") from error
-    names = () if classes is None else tuple(str(each) for each in range(int(classes.max()) + 1))
+    highest = -1 if classes is None else int(classes.max())
+    names = tuple(str(each) for each in range(highest + 1)) if highest < MOST_NAMES else ()
     if holdout == 0:
         return Splits(data, None, names)
     kept, held = stratified(torch.zeros(len(data)), holdout, HOLDOUT_SEED)
     return Splits(Subset(data, kept), Subset(data, held), names)
-
-
-def opened(path: str, key: str | None = None) -> Tensor | np.ndarray:
-    """The tensor of a file.
-
-    Raises:
-        ValueError: saying what the file is instead.
-    """
-    suffix = Path(path).suffix
-    try:
-        if suffix in (".npy", ".npz"):
-            found: Any = np.load(path, mmap_mode="r" if suffix == ".npy" else None, allow_pickle=False)
-        elif suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            found = load_file(path)
-        elif suffix in (".pt", ".pth"):
-            found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        else:
-            raise ValueError(f"ends in {suffix or 'nothing'}; expected .npy, .npz, .safetensors or .pt")
-        if isinstance(found, Mapping):
-            if key is None and len(found) > 1:
-                raise ValueError(f"holds {', '.join(sorted(found))}; choose one by key")
-            if key is not None and key not in found:
-                raise ValueError(f"key={key} is not in it; it holds {', '.join(sorted(found))}")
-            found = found[next(iter(found)) if key is None else key]
-    except ValueError:
-        raise
-    except Exception as error:  # torch, zip and safetensors have each their own for bytes that are something else
-        raise ValueError(f"not readable ({type(error).__name__}: {str(error).splitlines()[0]})") from error
-    if not isinstance(found, Tensor | np.ndarray):
-        raise ValueError(f"holds a {type(found).__name__}; expected a tensor")
-    if isinstance(found, np.ndarray) and found.dtype.kind not in "fiu":
-        raise ValueError(f"holds {found.dtype}; expected floating or integer numbers")
-    return found
-
-
-def read_labels(path: str, name: str = "labels") -> Tensor:
-    """The integers (N,) of an .npy file, as int64; errors call it by the option's `name`.
-
-    Raises:
-        ValueError: for a file that is none, or of anything else.
-    """
-    remedy = "give an .npy file of integer labels (N,), as numpy.save writes it"
-    try:
-        found = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError, BadZipFile) as error:
-        raise ValueError(f"{name}={path}: not readable ({error}); {remedy}") from None
-    if not isinstance(found, np.ndarray):
-        found.close()
-        raise ValueError(f"{name}={path}: an archive of arrays; {remedy}")
-    if found.dtype.kind not in "iu" or found.ndim != 1:
-        raise ValueError(f"{name}={path}: holds {found.dtype} of shape {found.shape}; {remedy}")
-    return torch.from_numpy(found.astype(np.int64))
 
 
 def described(shape: tuple[int, ...]) -> dict[str, Any]:

@@ -31,6 +31,8 @@ VIEW_SEED = 20_240_415
 RETRIEVED = (1, 5)
 """The k of view retrieval."""
 
+LEFT_OUT = "kNN accuracy and linear probe, which compare with classes, are left out"
+
 
 class Features:
     """kNN and linear probe of frozen features; view retrieval, global loss and uniformity of two fixed views.
@@ -71,6 +73,8 @@ class Features:
         if self._test is not None:
             self._test_rows = (_labels(self._test) >= 0).nonzero().flatten()
         self._labelled = len(self._rows) > 0 and len(self._test_rows) > 0
+        which = "training" if len(self._rows) == 0 else "held-out"
+        self.notes = () if self._labelled else (f"eval.type=features: no {which} row has a label: {LEFT_OUT}",)
         if self._labelled and knn_k > len(self._rows):
             raise ValueError(f"eval.knn_k={knn_k}: there are {len(self._rows)} labelled training rows; lower it")
 

@@ -20,6 +20,7 @@ import torch
 from tqdm import tqdm
 
 from negbank import files
+from negbank.owner import sweep
 
 CHUNK = 2048
 """Texts encoded between two steps of the progress bar."""
@@ -51,18 +52,20 @@ class Encoder:
         Args:
             side: "query" or "document", for models that encode them differently.
             prompt: put before every text; the model's own for this side by default.
-            cache: a folder; nothing is kept without one, or when the encoder has no weights to tell it by.
+            cache: a folder; nothing is kept without one, or when the encoder has no weights to tell it by. What is
+                damaged in it is encoded again.
         """
         if cache is None or self.fingerprint is None:
             return np.concatenate(list(self._chunks(texts, side, prompt, progress)))
         key = hashlib.sha256(f"{self.fingerprint}\0{side}\0{prompt}".encode())
         for text in texts:
             key.update(f"{len(text)}\0{text}".encode())
-        path = cache / f"{key.hexdigest()}.npy"
-        if not path.exists():
+        path = files.kept(cache / f"{key.hexdigest()}.npy")
+        if path is None:
             rows = np.concatenate(list(self._chunks(texts, side, prompt, progress)))
             cache.mkdir(parents=True, exist_ok=True)
-            files.write(path, lambda file: np.save(file, rows), shared=True)
+            sweep(cache, f"*.npy.*{files.DRAFT}")
+            path = files.keep(cache / f"{key.hexdigest()}.npy", lambda file: np.save(file, rows))
         return np.load(path, mmap_mode="r")
 
     def _chunks(self, texts: Sequence[str], side: str, prompt: str | None, progress: bool) -> Any:

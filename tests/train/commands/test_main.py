@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 
@@ -15,7 +17,7 @@ from negbank.train.descent import NonFiniteError
 from negbank.train.loop import RunError, Stopped
 from negbank.train.studies.ablation.store import AblationError
 
-HEAVY = ("torch", "numpy", "faiss", "numba", "omegaconf", "pydantic", "matplotlib", "sklearn", "torchvision")
+HEAVY = ("torch", "numpy", "faiss", "numba", "yaml", "pydantic", "matplotlib", "sklearn", "torchvision")
 VERBS = sorted(parser()._subparsers._group_actions[0].choices)  # type: ignore[union-attr]
 
 
@@ -77,3 +79,13 @@ def test_the_version_is_that_of_the_package(capsys):
     with pytest.raises(SystemExit):
         main(["--version"])
     assert capsys.readouterr().out.strip() == commands.version("negbank")
+
+
+def test_a_reader_that_has_seen_enough_is_no_error():
+    """`negbank list negatives | head -1`, but for the shell."""
+    read, write = os.pipe()
+    os.close(read)
+    listing = [sys.executable, "-m", "negbank", "list"]
+    done = subprocess.run(listing, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")

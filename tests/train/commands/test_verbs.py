@@ -78,6 +78,32 @@ def test_validate_reports_every_file(config_file, tmp_path, capsys):
     assert "'prosampler' is unknown" in err
 
 
+def test_validate_says_what_is_known_before_anything_is_loaded(config_file, capsys, monkeypatch):
+    """With overrides; and training with the same file reads no data before it says so."""
+    for override, said in (
+        ("data.root=/no/such", "data.root: '/no/such': no such file or folder"),
+        ("batches.type=prosampler", "negatives.type: emc2 takes the batch's rows for uniform draws"),
+        ("run.steps=none", "run.steps: 'none' is no int"),
+    ):
+        overrides = [override, "data.type=image_folder"] if "root" in override else [override]
+        code, out, err = run(capsys, "validate", config_file, *overrides)
+        assert (code, out) == (2, "")
+        assert said in err
+        monkeypatch.setattr("negbank.train.build.load_data", lambda config: pytest.fail("the data were read"))
+        code, _, err = run(capsys, "train", config_file, *overrides)
+        assert code == 2
+        assert said in err
+    assert run(capsys, "validate", config_file, "run.steps=5")[0] == 0
+
+
+def test_an_index_that_cannot_be_trained_is_said_before_the_first_refresh(config_file, tmp_path, capsys):
+    for factory in ("IVF9999,Flat", "PQ8x12"):
+        code, _, err = run(capsys, "train", config_file, "data.rows=600", f"index.factory={factory}")
+        assert code == 2
+        assert f"index.factory='{factory}': " in err
+        assert not (tmp_path / "run").exists()
+
+
 def test_list_and_schema(capsys):
     code, out, _ = run(capsys, "list", "train")
     assert code == 0
@@ -129,8 +155,11 @@ def test_labels_that_are_no_npy_file_of_integers(content, config_file, tmp_path,
     code, _, err = run(capsys, "train", config_file, "negatives.type=in_batch", "batches.type=knn",
                        f"batches.groups={path}", "batches.max_per_group=2")  # fmt: skip
     assert code == 2
-    assert f"batches.groups={path}: " in err
-    assert "give an .npy file of integer labels" in err
+    if content is None:
+        assert f"batches.groups: '{path}': no such file or folder; check the path" in err
+    else:
+        assert f"batches.groups={path}: " in err
+        assert "give an .npy file of integer labels" in err
 
 
 @pytest.mark.parametrize(
@@ -159,9 +188,10 @@ def test_images_that_cannot_be_used_are_named_before_training(config_file, tmp_p
     flat = tmp_path / "flat.zip"
     with zipfile.ZipFile(flat, "w") as archive:
         archive.writestr("a.png", b"")
+        archive.writestr("b.png", b"")
     code, _, err = run(capsys, "train", config_file, "data.type=image_folder", f"data.root={flat}")
     assert code == 2
-    assert "class folders" in err
+    assert "2 unreadable file(s)" in err
     for name in ("cat", "dog"):
         (tmp_path / "images" / name).mkdir(parents=True)
         for i in range(20):

@@ -1,15 +1,18 @@
-"""Images in class folders, in a directory or a zip archive.
+"""Images of a directory or a zip archive, in class folders or without.
 
 Layouts, each optionally below wrapper folders that hold nothing else::
 
     <class>/**/<image>                        a seeded, stratified share is held out
     train/<class>/**/<image>, test/<class>/** the test folder is the held-out split; val/ where there is no test/
+    <image>, or train/<image>, test/<image>   the same without classes: there are no labels, which training never reads
 
-Rows are in sorted path order within each split. With train/ and test/ present, other top folders are not read.
+Rows are in sorted path order within each split. With train/ and test/ present, other top folders are not read. What is
+not read, by its ending, by its place, or as a second path to the same file, is counted and named in a note.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import PurePosixPath
 from typing import BinaryIO
@@ -17,36 +20,40 @@ from typing import BinaryIO
 import torch
 from PIL import Image
 
-from negbank.bounds import Annotated, Ge, Gt, Le, Positive, Section, checked
+from negbank.bounds import Annotated, Ge, Gt, Input, Le, Positive, Section, checked
 from negbank.train.data.contract import Splits
 from negbank.train.data.holdout import stratified
 from negbank.train.data.images.augment import Augment
 from negbank.train.data.images.data import image_splits
 from negbank.train.data.images.files import Files
-from negbank.train.data.images.store import ImageArray, ImageFiles, Images, check_mode
+from negbank.train.data.images.store import ImageArray, ImageFiles, Images, check_mode, upright
 
 HOLDOUT_SEED = 0
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 MIXED_SIZES_DEFAULT = 224  # the usual ImageNet crop
 _DECODE_ROWS = 4096
-_LAYOUT = "expected <class>/<image> or train/<class>/<image> with test/<class>/<image> (.jpg, .png, .bmp or .webp)"
+_LAYOUT = (
+    "expected <class>/<image> or train/<class>/<image> with test/<class>/<image>, or <image> alone "
+    "(.jpg, .png, .bmp or .webp)"
+)
 
-Samples = list[tuple[str, str]]  # (path, class)
+Samples = list[tuple[str, str]]  # (path, class; "" without classes)
 
 
 @checked
 def image_folder(
-    root: str,
+    root: Annotated[str, Input()],
     *,
     size: Annotated[int, Ge(8)] | None = 64,
     memory_gb: Positive = 4.0,
     holdout: Annotated[float, Gt(0), Le(0.9)] = 0.2,
     augment: Annotated[Callable[..., Augment] | None, Section("augment", "views")] = None,
 ) -> Splits:
-    """Class folders of images, as a directory or a zip; with train/ and test/ on top, or held out at random.
+    """Folders of images, one a class or without classes; a directory or a zip; with train/ and test/, or held out.
 
     The header of every file is checked first; where all decoded images fit in ``memory_gb`` they are then decoded in
-    full, and otherwise at each read. Images are greyscale if every file is, else RGB.
+    full, and otherwise at each read. Images are greyscale if every file is, else RGB; turned as their EXIF orientation
+    says; on white where they are transparent.
 
     Args:
         root: the directory or the .zip file.
@@ -58,12 +65,14 @@ def image_folder(
 
     Raises:
         FileNotFoundError: ``root`` does not exist.
-        ValueError: a corrupt archive, no class folders, a class folder without images, a test class that is not a
-            training class, nothing to hold out, or unreadable image files, which are named.
+        OSError: a file or folder may not be read; the remedy is named.
+        ValueError: a corrupt archive, no images, a class folder without images, a test class that is not a training
+            class, nothing to hold out, or unreadable image files, which are named.
     """
     files = Files(root)
     train, test, classes = _layout(files)
-    index = {name: label for label, name in enumerate(classes)}
+    notes = _left_out(files, {path for path, _ in train + test})
+    index = {name: label for label, name in enumerate(classes)} or {"": 0}
     if not test:
         labels = torch.tensor([index[name] for _, name in train])
         kept, held = stratified(labels, holdout, HOLDOUT_SEED)
@@ -81,18 +90,18 @@ def image_folder(
     in_memory = len(headers) * channels * size * size <= memory_gb * 2**30
 
     def store(samples: Samples) -> Images:
-        labels = torch.tensor([index[name] for _, name in samples], dtype=torch.int64)
+        labels = torch.tensor([index[name] for _, name in samples], dtype=torch.int64) if classes else None
         images = ImageFiles(files, [path for path, _ in samples], labels, size=size, channels=channels)
         return _decoded(images) if in_memory else images
 
-    return image_splits(store(train), store(test), classes, augment)
+    return image_splits(store(train), store(test), classes, augment)._replace(notes=notes)
 
 
 def _layout(files: Files) -> tuple[Samples, Samples, tuple[str, ...]]:
     """Find (train, test, classes); ``test`` is empty where the layout has no held-out folder."""
     paths = [PurePosixPath(name) for name in files.names if name.lower().endswith(SUFFIXES)]
     if not paths:
-        raise ValueError(f"root={str(files.root)!r} holds no images; {_LAYOUT}")
+        raise _none(files, "")
     folders = [PurePosixPath(name) for name in sorted(files.folders)]
     base = PurePosixPath(".")
     while True:
@@ -101,6 +110,10 @@ def _layout(files: Files) -> tuple[Samples, Samples, tuple[str, ...]]:
         if "train" in tops and test is not None:
             train_samples, classes = _class_folders(files, paths, folders, base / "train")
             test_samples, test_classes = _class_folders(files, paths, folders, base / test)
+            if bool(classes) != bool(test_classes):
+                raise ValueError(
+                    f"root={str(files.root)!r}: one of train/ and {test}/ has class folders, the other none; {_LAYOUT}"
+                )
             if unknown := sorted(set(test_classes) - set(classes)):
                 raise ValueError(
                     f"root={str(files.root)!r}: {test}/ has classes {unknown} that train/ lacks; {_LAYOUT}"
@@ -115,6 +128,25 @@ def _layout(files: Files) -> tuple[Samples, Samples, tuple[str, ...]]:
         base = wrapper
 
 
+def _left_out(files: Files, taken: set[str]) -> tuple[str, ...]:
+    """A note on the files that are not read, by the reason, each with how many and the first."""
+    reasons: dict[str, list[str]] = defaultdict(list)
+    for name in files.names:
+        if name not in taken:
+            ending = PurePosixPath(name).suffix.lower() or "no ending"
+            reasons["outside of the folders that are read" if ending in SUFFIXES else ending].append(name)
+    for name, reason in files.skipped.items():
+        reasons[reason.partition(" as ")[0]].append(f"{name}: {reason}" if " as " in reason else name)
+    count = sum(map(len, reasons.values()))
+    told = "; ".join(f"{len(names)} {reason} (such as {min(names)!r})" for reason, names in sorted(reasons.items()))
+    return (f"data.root={str(files.root)!r}: {count} file(s) are left out: {told}",) if count else ()
+
+
+def _none(files: Files, where: str) -> ValueError:
+    told = (f"root={str(files.root)!r} holds no images{where}", *_left_out(files, set()), _LAYOUT)
+    return ValueError("; ".join(told))
+
+
 def _class_folders(
     files: Files, paths: Sequence[PurePosixPath], folders: Sequence[PurePosixPath], base: PurePosixPath
 ) -> tuple[Samples, tuple[str, ...]]:
@@ -124,7 +156,10 @@ def _class_folders(
     ]
     where = "" if base == PurePosixPath(".") else f" under {str(base)!r}"
     if not samples:
-        raise ValueError(f"root={str(files.root)!r} has images but no class folders{where}; {_LAYOUT}")
+        flat = [(str(path), "") for path in paths if path.parent == base]
+        if not flat:
+            raise _none(files, where)
+        return flat, ()
     classes = tuple(sorted({name for _, name in samples}))
     if empty := [folder.name for folder in folders if folder.parent == base and folder.name not in classes]:
         raise ValueError(
@@ -138,6 +173,7 @@ def _header(file: BinaryIO) -> tuple[int, str]:
     with Image.open(file) as image:
         side, mode = min(image.size), image.mode
         check_mode(mode)
+        upright(image)  # so that what is damaged there is named, too
         image.draft("L", (1, 1))  # of a JPEG decode an eighth of the resolution: enough to find it cut short
         image.load()
     return side, mode

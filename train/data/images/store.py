@@ -10,13 +10,20 @@ from typing import BinaryIO, Protocol
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from torch import Tensor
 
 from negbank.train.data.contract import checked_labels
 from negbank.train.data.images.files import Files
 
 _EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV", "La", "RGBa")
+
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
+"""EXIF orientation → what makes the image upright; 1 and what is no orientation: nothing."""
 
 
 class Images(Protocol):
@@ -142,7 +149,8 @@ class ImageFiles:
 def decode(file: BinaryIO, *, size: int, channels: int) -> Tensor:
     """Decode one encoded image to uint8 (channels, size, size): its central square, resized (antialiased bilinear).
 
-    JPEGs much larger than ``size`` are decoded at a reduced scale that is still at least ``size``.
+    It is turned as its EXIF orientation says, as viewers show it, and what is transparent is seen on white. JPEGs much
+    larger than ``size`` are decoded at a reduced scale that is still at least ``size``.
 
     Raises:
         ValueError: pixels of more than 8 bits, which a conversion would clip.
@@ -151,7 +159,7 @@ def decode(file: BinaryIO, *, size: int, channels: int) -> Tensor:
     with Image.open(file) as opened:
         check_mode(opened.mode)
         opened.draft(None, (size, size))
-        image = opened.convert("L" if channels == 1 else "RGB")
+        image = on_white(upright(opened)).convert("L" if channels == 1 else "RGB")
     width, height = image.size
     side = min(width, height)
     if (width, height) != (size, size):
@@ -159,6 +167,20 @@ def decode(file: BinaryIO, *, size: int, channels: int) -> Tensor:
         image = image.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side))
     pixels = torch.from_numpy(np.array(image))
     return pixels[None] if channels == 1 else pixels.permute(2, 0, 1)
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """An image turned as its EXIF orientation says (Exif 2.3, tag 0x0112)."""
+    turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+    return image if turn is None else image.transpose(turn)
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    """What is transparent in an image, by an alpha channel, a palette or a colour that stands for it, over white."""
+    if not image.has_transparency_data:
+        return image
+    rgba = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
 
 
 def check_mode(mode: str) -> None:

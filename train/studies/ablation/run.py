@@ -10,6 +10,7 @@ from typing import Literal
 from tqdm import tqdm
 
 from negbank.bounds import Annotated, Count, Ge, Positive, Section, checked
+from negbank.owner import owned
 from negbank.train.build import make
 from negbank.train.config.sections import Options
 from negbank.train.studies.ablation import results
@@ -48,6 +49,7 @@ def run(
 
     Raises:
         ValueError: for inputs that do not fit, before any work.
+        OwnedError: when another process measures into the folder.
         AblationError: when the folder holds the results of another ablation.
         DamagedError: for a snapshot that is damaged.
     """
@@ -61,21 +63,22 @@ def run(
         "proposals": [each.model_dump() for each in proposals], "budgets": budgets, "anchors": anchors,
         "queries": queries, "seed": seed,
     }  # fmt: skip
-    store = Store(Path(out), {**settings, "inputs": dict(given.inputs)}, overwrite=overwrite)
     names, bind = named(proposals, seed)
     keys = {level: keys_of(level, temperatures, queries, names) for level in given.levels}
     total = sum(map(len, keys.values()))
     pace = 0.2 if sys.stderr.isatty() else 10
-    with tqdm(total=total, initial=len(store.done), unit="part", dynamic_ncols=True, mininterval=pace) as bar:
-        for level, build in given.levels.items():
-            left = [key for key in keys[level] if key not in store.done]
-            if not left:
-                continue
-            bank = build()
-            chosen = choose(bank, anchors, seed)
-            bar.set_description(level)
-            for found in measured(bank, given.truth, chosen, bind, left, budgets=sorted(budgets), seed=seed):
-                store.add(found)
-                bar.update()
-    done = [store.done[key] for level in keys.values() for key in level]
-    return results.write(store.folder, done, what=given.what, settings=settings, rows=rows)
+    with owned(Path(out)):
+        store = Store(Path(out), {**settings, "inputs": dict(given.inputs)}, overwrite=overwrite)
+        with tqdm(total=total, initial=len(store.done), unit="part", dynamic_ncols=True, mininterval=pace) as bar:
+            for level, build in given.levels.items():
+                left = [key for key in keys[level] if key not in store.done]
+                if not left:
+                    continue
+                bank = build()
+                chosen = choose(bank, anchors, seed)
+                bar.set_description(level)
+                for found in measured(bank, given.truth, chosen, bind, left, budgets=sorted(budgets), seed=seed):
+                    store.add(found)
+                    bar.update()
+        done = [store.done[key] for level in keys.values() for key in level]
+        return results.write(store.folder, done, what=given.what, settings=settings, rows=rows)

@@ -15,6 +15,8 @@ from torch import Tensor
 from negbank import Snapshot
 from negbank.bounds import Annotated, Gt, Le, checked
 from negbank.files import MANIFEST
+from negbank.index.faiss import require_trainable
+from negbank.train.data.arrays import read
 
 MIN_ROWS = 8
 CLOSE = 1e-3
@@ -59,14 +61,12 @@ def npy(
             zero, fewer than 8 rows, or a mean cosine that no noise reaches.
     """
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file; give an .npy file of embeddings (N, D)") from None
-    except (OSError, ValueError, EOFError) as error:
-        raise ValueError(f"{path}: not readable as .npy ({error}); write it with numpy.save") from None
+        array = read(path)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; give an .npy file of embeddings (N, D)") from None
     if not isinstance(array, np.ndarray) or array.ndim != 2 or not np.issubdtype(array.dtype, np.floating):
-        shape, dtype = getattr(array, "shape", "several arrays"), getattr(array, "dtype", "no dtype")
-        raise ValueError(f"{path}: {dtype} of shape {shape}, expected floating point (N, D)")
+        raise ValueError(f"{path}: {array.dtype} of shape {tuple(array.shape)}, expected an .npy of floating (N, D)")
+    require_trainable(factory, *array.shape)
     truth = unit(torch.from_numpy(np.array(array, dtype=np.float64)), str(path))
     for cosine in cosines:  # before any work
         noise_size(truth, _noise(truth, seed), cosine)

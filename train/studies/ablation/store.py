@@ -1,7 +1,8 @@
 """The finished measurements of an ablation, in a folder from which it goes on after an interruption.
 
 settings.json     the resolved configuration and the checksums of its inputs: what a rerun has to agree with
-ablation.jsonl    one row an anchor and budget, measurement by measurement in the order they were finished
+ablation.jsonl    one row an anchor and budget, measurement by measurement in the order they were finished; the first of
+                  each has the checksum of them all
 
 What survives a kill or a power cut: every measurement that `add` returned from. It is appended by one write and synced,
 with the first the folder's entry, too. One that was cut short can only be the last: it is dropped on opening, and
@@ -10,6 +11,7 @@ measured again. What is drawn from these (ablation.csv, figures, report) is writ
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -24,6 +26,7 @@ from negbank.train.studies.ablation.measurement import MEASURES, Key, Measuremen
 
 SETTINGS, ROWS = "settings.json", "ablation.jsonl"
 OUTPUTS = (SETTINGS, ROWS, "ablation.csv", "tv.png", "bias.png", "report.html")
+SUM = "sha256"
 VALUES = (*MEASURES, "ms_low", "ms_high")
 
 
@@ -64,9 +67,11 @@ class Store:
         path = self.folder / ROWS
         if not (self.folder / SETTINGS).exists():
             self.folder.mkdir(parents=True, exist_ok=True)
-            files.write(self.folder / SETTINGS, json.dumps(self._settings, indent=1) + "\n")
+            files.write(self.folder / SETTINGS, files.sealed(self._settings))
         with path.open("ab") as file:
-            file.write("".join(json.dumps(row, allow_nan=False) + "\n" for row in anchor_rows(measurement)).encode())
+            rows = anchor_rows(measurement)
+            rows[0] = {**rows[0], SUM: _sum(rows)}
+            file.write("".join(json.dumps(row, allow_nan=False) + "\n" for row in rows).encode())
             file.flush()
             os.fsync(file.fileno())
             self._ends[measurement.key] = file.tell()
@@ -83,11 +88,9 @@ class Store:
 
     def _require_same(self) -> None:
         try:
-            theirs = json.loads((self.folder / SETTINGS).read_text())
-        except ValueError as error:
-            raise AblationError(
-                f"{self.folder / SETTINGS}: damaged ({error}); replace the results with --overwrite"
-            ) from None
+            theirs = files.read(self.folder / SETTINGS)
+        except files.DamagedError as error:
+            raise AblationError(f"{error}; replace the results with --overwrite") from None
         if shown := differences(self._settings, theirs, "there"):
             raise AblationError(
                 f"{self.folder} holds the results of another ablation ({shown}); choose another folder, or replace "
@@ -127,13 +130,19 @@ def anchor_rows(measurement: Measurement) -> list[dict[str, Any]]:
     ]
 
 
+def _sum(rows: list[dict[str, Any]]) -> str:
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+
 def measurement_of(rows: list[dict[str, Any]]) -> Measurement:
-    """The measurement that `anchor_rows` was called with.
+    """The measurement that `anchor_rows` was called with, of rows of which the first has the checksum of all.
 
     Raises:
         ValueError: for rows that are not those of one measurement.
     """
     first = rows[0]
+    if first.pop(SUM, None) != _sum(rows):
+        raise ValueError("its checksum differs from what it says")
     keys = {Key(*(row[name] for name in Key._fields)) for row in rows}
     anchors = [row["anchor"] for row in rows[:: first["budgets"]]]
     budgets = tuple(row["budget"] for row in rows[: first["budgets"]])

@@ -20,13 +20,13 @@ from negbank import files
 from negbank.train.config import to_dict
 from negbank.train.config.differences import differences
 from negbank.train.descent import NonFiniteError
-from negbank.train.loop import CHECKPOINTS, CONFIG, METRICS
+from negbank.train.loop import CHECKPOINTS, CONFIG, METRICS, SUMMARY
 from negbank.train.run import read_config, write_config
 from negbank.train.studies.compare.trials import Trial
 
 START = "import sys; sys.path[:] = filter(None, sys.path); from negbank.train.commands import main; sys.exit(main())"
 """`negbank` in the working directory, where relative paths start, without the modules that lie there."""
-LOG, DIVERGENCE = "log.txt", "diverged.txt"
+LOG, DIVERGENCE = "log.txt", "diverged.json"
 POLL = 0.1
 """Seconds between looks at the running processes."""
 
@@ -62,14 +62,19 @@ def _begun(trial: Trial) -> bool:
 
 
 def finished(trial: Trial) -> bool:
-    """Whether nothing is left to run: it has a summary, or diverged."""
-    return (trial.folder / "summary.json").exists() or diverged(trial) is not None
+    """Whether nothing is left to run: it has a summary, or diverged. What is not whole is left to be run again."""
+    try:
+        return SUMMARY in files.manifest(trial.folder)["sha256"]
+    except files.DamagedError:
+        return diverged(trial) is not None
 
 
 def diverged(trial: Trial) -> str | None:
     """What a run said when it diverged, or None."""
-    path = trial.folder / DIVERGENCE
-    return path.read_text().strip() if path.exists() else None
+    try:
+        return str(files.read(trial.folder / DIVERGENCE)["said"])
+    except files.DamagedError:
+        return None
 
 
 def execute(trials: Sequence[Trial], jobs: int) -> Generator[Trial, None, None]:
@@ -127,6 +132,6 @@ def _conclude(trial: Trial, code: int) -> None:
     lines = (trial.folder / LOG).read_text(errors="replace").strip().splitlines()
     last = lines[-1] if lines else "it said nothing"
     if code == NonFiniteError.exit_code:
-        files.write(trial.folder / DIVERGENCE, last.removeprefix("negbank: ") + "\n")
+        files.write(trial.folder / DIVERGENCE, files.sealed({"said": last.removeprefix("negbank: ")}))
         return
     raise CompareError(f"{trial}: its run ended with {code}: {last} ({trial.folder / LOG} has it all)")

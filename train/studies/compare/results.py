@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Sequence
 
 from negbank.train import report
-from negbank.train.loop import METRICS
+from negbank.train.loop import METRICS, SUMMARY
 from negbank.train.studies import gradient_error
 from negbank.train.studies.compare.processes import diverged, finished
 from negbank.train.studies.compare.trials import STEPS, TUNING, Curve, Trial
@@ -103,7 +103,7 @@ def _row(trial: Trial) -> Row:
     row |= dict.fromkeys(MEASURES, math.nan)
     if row["diverged"]:
         return row
-    summary = json.loads((trial.folder / "summary.json").read_text())
+    summary = json.loads((trial.folder / SUMMARY).read_text())
     row |= {name: summary[name] for name in ("device", "precision", *MEASURES) if name in summary}
     steps = [each for each in report.read_metrics(trial.folder / METRICS) if each["event"] == report.STEP]
     row["loss"] = steps[-1]["loss"]

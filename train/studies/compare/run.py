@@ -15,6 +15,7 @@ import yaml
 
 from negbank import files
 from negbank.bounds import Annotated, Count, Ge, Positive, checked
+from negbank.owner import owned
 from negbank.train.build import build, load_data
 from negbank.train.config import ConfigError
 from negbank.train.device import choose_device
@@ -60,6 +61,7 @@ def run(
 
     Raises:
         ConfigError: for a method's configuration, or what of it does not fit the data, before anything runs.
+        OwnedError: when another process runs one in `out`.
         CompareError: for a run of another configuration in a trial's folder, or one that fails.
     """
     settings = {
@@ -71,7 +73,7 @@ def run(
         gradient_error=gradient_error,
     )  # fmt: skip
     work = _Work(plan, equal, Path(out), jobs, settings)
-    with handled(_stop, signal.SIGTERM):
+    with handled(_stop, signal.SIGTERM), owned(Path(out)):
         work.run()
     found = rows(work.trials)
     averages = summarise(found, plan.reference)

@@ -7,6 +7,7 @@ import math
 
 import pytest
 
+from negbank import files
 from negbank.train.config import parse
 from negbank.train.run import resume
 from negbank.train.studies.compare import run as running
@@ -75,7 +76,7 @@ def diverge_fixture():
 def diverge(out, method, budget, lr, seed):
     folder = out / method / budget / f"lr{lr:g}" / f"seed{seed}"
     folder.mkdir(parents=True)
-    (folder / DIVERGENCE).write_text("step 3: the loss of rows [1] is not finite\n")
+    files.write(folder / DIVERGENCE, files.sealed({"said": "step 3: the loss of rows [1] is not finite"}))
 
 
 @pytest.fixture
