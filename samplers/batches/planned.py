@@ -55,10 +55,10 @@ class Planned(Sampler[list[int]]):
     disjoint = True
     """Whether an epoch deals out its rows, each once; otherwise every plan chooses from all rows."""
 
+    _handed_out: int  # of the epoch's batches, to anybody
+    _order: Tensor
     _ended: bool
     _turn: object
-    _handed_out: int
-    _order: Tensor
 
     def __init__(
         self,
