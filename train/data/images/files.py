@@ -139,6 +139,8 @@ def _zip_entries(path: Path, skipped: dict[str, str]) -> list[str]:
     try:
         with opened(path) as file, zipfile.ZipFile(file) as archive:
             members = archive.infolist()
+            for member in members:  # whose names stand twice: by a damaged one an image is left out, or of another class
+                archive.open(member).close()
     except OSError as error:
         raise type(error)(error.errno, error.strerror or str(error), str(path)) from None
     except Exception as error:  # bytes that are no archive fail in zipfile in many ways
