@@ -144,7 +144,11 @@ def build(
 
     def embed(position: int, rows: Tensor, *, counted: bool) -> Tensor:
         trainer.encodings += len(rows) if counted else 0
-        return inference[position].embeddings(data[position], rows)
+        found = inference[position].embeddings(data[position], rows)
+        if trainer.step_number > 0:  # what is wrong before the first step is no divergence
+            directions = found / found.norm(dim=1, keepdim=True)
+            trainer.descent.require_finite(directions, rows.to(found.device), "embedding")
+        return found
 
     def staleness(position: int) -> dict[str, Any]:
         refresher = refreshers[position]
@@ -178,12 +182,12 @@ def build(
     names = ("left", "right") if len(data) == 2 else ("",)
     towers = [Tower(*each) for each in zip(encoders, data, banks, negatives, refreshers, names)]
     steps = config.run.steps or config.run.epochs * len(batches)
-    warmup, cut = _warmup(config.optim.warmup, steps)
+    cut = optim.warmup_steps(config.optim.warmup, steps)[1]
     trainer = Trainer(
         towers,
         batches=batches,
         optimiser=_optimiser(config, encoders, [tensor for each in negatives for tensor in each.learned]),
-        schedule=functools.partial(optim.cosine_with_warmup, steps=steps, warmup=warmup),
+        schedule=functools.partial(optim.factor, config.optim, steps=steps),
         temperature=config.loss.temperature,
         counter=Counter.of(config.run.seed),
         device=device,
@@ -258,15 +262,6 @@ def _optimiser(config: Any, encoders: Sequence[nn.Module], learned: Sequence[Ten
     if learned:
         optimiser.add_param_group({"params": list(learned), "weight_decay": 0.0})
     return optimiser
-
-
-def _warmup(warmup: float, steps: int) -> tuple[int, list[str]]:
-    """Steps of warm-up, given as steps or as a share of the run, and a note where there are not as many."""
-    wanted = round(warmup * steps) if warmup < 1 else int(warmup)
-    if wanted < steps:
-        return wanted, []
-    cut = steps // 10
-    return cut, [f"optim.warmup={wanted}: the run has only {steps} steps; its warm-up is a tenth of them, {cut}"]
 
 
 def _require_rows(config: Any, count: int) -> None:

@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+import yaml
 from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
@@ -66,6 +67,56 @@ def test_a_data_set_with_its_own_noise_goes_on_where_it_stopped(tmp_path):
         assert torch.equal(mine, theirs)
     with pytest.raises(RunError, match="holds a run already"):
         negbank.fit(Noisy(), encoder(), run=run, **options)
+
+
+LONGER = {
+    "hardest": {"negatives": {"type": "hardest", "k": 2}, "refresh": {"every": 4, "unit": "steps"}},
+    "emc2": {"negatives": {"type": "emc2", "proposal": {"k": 8}}, "refresh": {"every": 6, "unit": "steps"}},
+    "sogclr": {"negatives": "sogclr"},
+    "moco, knn": {
+        "negatives": {"type": "moco", "queue": 48}, "batches": {"type": "knn", "batch_size": 24, "neighbors": 9},
+        "refresh": {"every": 12, "unit": "steps"},
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LONGER)
+def test_a_run_can_be_lengthened(name, tmp_path, capsys):
+    """Under a constant rate the bits of a run that had this length from the beginning, refreshes at T among them."""
+    options = {**SMALL, **LONGER[name], "optim": {"lr": 0.01, "schedule": "constant", "warmup": 3}}
+    options["eval"] = {**SMALL["eval"], "every": 6}
+
+    def run(folder, steps, **more):
+        given = {"steps": steps, "dir": str(tmp_path / folder), "log_every": 1, "checkpoint_every": 5}
+        found = negbank.fit(Noisy(), encoder(), run=given, **options, **more)
+        return [p.detach().clone() for p in found.encoder.parameters()], found.summary
+
+    whole, _ = run("whole", 20)
+    run("part", 12)
+    longer, summary = run("part", 20, resume=True)
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(longer, whole))
+    assert summary["steps"] == 20
+    said = "had 12 steps and has 20 now; from step 12 on the learning rate stays at its peak, as in a run of that"
+    assert said in capsys.readouterr().out
+    assert (tmp_path / "part" / "metrics.jsonl").read_bytes() == (tmp_path / "whole" / "metrics.jsonl").read_bytes()
+    again, _ = run("part", 20, resume=True)  # of a run that has ended: nothing is left to do
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(again, whole))
+    with pytest.raises(RunError, match=r"run\.steps is 11, and its checkpoint is of step 20; set 20 or more"):
+        run("part", 11, resume=True)
+
+
+def test_what_the_schedule_does_in_a_longer_run_is_said(tmp_path, capsys):
+    run = {"steps": 8, "dir": str(tmp_path / "run"), "checkpoint_every": 4}
+    negbank.fit(ROWS, encoder(), negatives="in_batch", run=run, **SMALL)
+    negbank.fit(ROWS, encoder(), negatives="in_batch", resume=True, run={**run, "steps": 16}, **SMALL)
+    said = capsys.readouterr().out
+    assert (
+        "the learning rate follows the half cosine of 16 steps: 0.5 of its peak where it was 0; optim.schedule=" in said
+    )
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["step"] == 16
+    kept = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert kept["run"]["steps"] == 16
 
 
 def test_pairs_of_tensors(tmp_path):
