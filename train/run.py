@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from negbank import files
 from negbank.owner import OwnedError, owned, sweep
+from negbank.remedies import remedy
 from negbank.train import checkpoint, lengthen, registry
 from negbank.train.build import Assembly, build
 from negbank.train.config import load, to_dict
@@ -170,7 +171,7 @@ def _claimed(folder: Path) -> Iterator[None]:
         except OwnedError as error:
             raise OwnedError(f"run.dir={error}") from None
         except OSError as error:
-            raise RunError(f"run.dir={folder}: not writable ({error.strerror}); choose another run.dir") from None
+            raise RunError(f"run.dir={folder}: not writable ({remedy(error)}); choose another run.dir") from None
         yield
 
 
