@@ -60,7 +60,8 @@ def as_rows(source: Any, name: str) -> list[Shard]:
     if widths and not any(paths) and all(len(shape) == 1 for shape in widths):
         if len(widths) > 1:
             raise ValueError(f"{name}: rows of shapes {sorted(widths)[:4]}; embed all with one model")
-        whole = torch.stack(given) if all(isinstance(row, Tensor) for row in given) else np.stack(given)
+        tensors = [each for each in given if isinstance(each, Tensor)]
+        whole = torch.stack(tensors) if len(tensors) == len(given) else np.stack([plain(each, name) for each in given])
         return as_rows(whole, name)
     mapped = [path or isinstance(each, np.memmap) for path, each in zip(paths, given)]
     if isinstance(source, list) and not all(mapped):
@@ -170,13 +171,13 @@ def _ids_of(values: list[Any], name: str) -> np.ndarray:
         if cut:
             raise ValueError(f"{name}: {cut[0]!r} ends in a NUL, which an array of strings drops; rename it")
         return np.array(values, dtype=str)
-    if any(isinstance(v, str) for v in values) and any(isinstance(v, int | np.integer) for v in values):
+    names = any(isinstance(v, str) for v in values)
+    if names and all(isinstance(v, str | int | np.integer) for v in values):
         raise ValueError(f"{name}: integers and strings mixed; give ids of one type")
     for place, v in enumerate(values):
-        if isinstance(v, bool | np.bool_ | str) or not hasattr(v, "__index__"):
-            raise ValueError(
-                f"{name}: {v!r} at place {place}: ids of type {type(v).__name__}; expected integers or strings"
-            )
+        if isinstance(v, bool | np.bool_) or not (hasattr(v, "__index__") or (names and isinstance(v, str))):
+            kind = f"ids of type {type(v).__name__}"
+            raise ValueError(f"{name}: {v!r} at place {place}: {kind}; expected integers or strings, one a row")
     try:
         return np.array([operator.index(v) for v in values], dtype=np.int64)
     except OverflowError:
