@@ -7,7 +7,6 @@ its snapshot.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,7 +28,7 @@ from negbank.train.config.sections import COMMON, Options
 from negbank.train.data.arrays import read_labels
 from negbank.train.data.contract import Data, Pairs, Splits, describes, num_rows, sides, subset
 from negbank.train.device import choose_device, choose_precision
-from negbank.train.encoders.embedder import Embedder
+from negbank.train.encoders.own import fitting
 from negbank.train.evaluate import Evaluation
 from negbank.train.hooks import Hook
 from negbank.train.inference import Inference
@@ -128,8 +127,10 @@ def build(
     )
     given: list[Any] = _encoders(config, data, encoder)
     modules = {each: each.to(device, memory_format=torch.channels_last) for each in given}
-    if encoder is not None:
-        modules = {own: unit(own, data[given.index(own)], device) for own in modules}
+    notes = list(splits.notes)
+    for own in modules if encoder is not None else ():
+        modules[own], said = fitting(own, data[given.index(own)], device=device, autocast=autocast)
+        notes += [note for note in said if note not in notes]
     encoders = [modules[each] for each in given]
     inference = [Inference(each, device=device, autocast=autocast) for each in encoders]
     hooks = {
@@ -197,7 +198,7 @@ def build(
         compile=config.run.compile,
     )
     evaluation = make("eval", config.eval, inference=inference, splits=splits, temperature=config.loss.temperature)
-    notes = [*splits.notes, *cut, *getattr(evaluation, "notes", ())]
+    notes += [*cut, *getattr(evaluation, "notes", ())]
     return Assembly(config, splits, trainer, inference, evaluation, hooks, steps, notes, device, precision)
 
 
@@ -228,23 +229,6 @@ def _encoders(config: Any, sides: Sequence[Data], own: nn.Module | Sequence[nn.M
         build_encoder(section, side, stream(config, "weights", position).key)
         for position, (section, side) in enumerate(zip(sections, sides))
     ]
-
-
-def unit(module: nn.Module, data: Data, device: torch.device) -> nn.Module:
-    """Your own module, with its embeddings scaled to norm 1 where they are not, and itself as the backbone then.
-
-    Raises:
-        ValueError: for anything but embeddings (n, D) of a width of at least 2.
-    """
-    found = Inference(module, device=device, autocast=contextlib.nullcontext).embeddings(data, torch.arange(2))
-    if found.ndim != 2 or len(found) != 2:
-        raise ValueError(
-            f"encoder: gave shape {tuple(found.shape)} for 2 inputs; have it give embeddings (n, D), one row an input"
-        )
-    if found.shape[1] < 2:
-        raise ValueError(f"encoder: gives embeddings of width {found.shape[1]}; unit rows need at least 2")
-    is_unit = torch.allclose(found.norm(dim=1), torch.ones(2, device=device), atol=1e-3)
-    return module if is_unit else Embedder(module, nn.Identity())
 
 
 def build_encoder(section: Options, data: Data, seed: int) -> nn.Module:

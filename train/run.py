@@ -143,7 +143,7 @@ def read_config(folder: Path, overrides: Sequence[str] = ()) -> Any:
     """
     if not (folder / CONFIG).exists():
         raise RunError(f"{folder}: no {CONFIG} in it, so no run; give the run.dir of a run that was started")
-    config, _ = load(folder / CONFIG, overrides)
+    config, _ = load(folder / CONFIG, overrides, inputs=True)
     if overrides:
         before = lengthen.without_length(to_dict(load(folder / CONFIG)[0]))
         if differ := differences(lengthen.without_length(to_dict(config)), before, "there"):

@@ -11,6 +11,10 @@ from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
 import negbank
+from negbank.train.build import build
+from negbank.train.config import parse
+from negbank.train.data.contract import Splits
+from negbank.train.data.tensors import TensorData
 from negbank.train.run import RunError
 
 N, WIDTH = 240, 12
@@ -130,10 +134,97 @@ def test_pairs_of_tensors(tmp_path):
     assert len(found.encoder) == 2
 
 
+class Pooled(nn.Linear):
+    """One row for all inputs."""
+
+    def __init__(self):
+        super().__init__(WIDTH, 8)
+
+    def forward(self, inputs):
+        return super().forward(inputs).mean(0)
+
+
+class Half(Pooled):
+    """A row for every other input."""
+
+    def forward(self, inputs):
+        return nn.Linear.forward(self, inputs[::2])
+
+
+class Constant(nn.Module):
+    """Its value everywhere."""
+
+    def __init__(self, value):
+        super().__init__()
+        self.value = value
+
+    def forward(self, inputs):
+        return inputs * 0 + self.value
+
+
+class Backed(nn.Module):
+    """A module with a backbone that it may not use."""
+
+    def __init__(self, backbone, unit=True):
+        super().__init__()
+        self.backbone, self.head, self.unit = backbone, nn.Linear(WIDTH, 8), unit
+
+    def forward(self, inputs):
+        found = self.head(inputs)
+        return nn.functional.normalize(found, dim=1) if self.unit else 5 * found
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+@pytest.mark.parametrize("unit", [False, True])
+@pytest.mark.parametrize("backed", [False, True])
+def test_a_module_of_ones_own_gives_unit_rows_in_float32(precision, unit, backed, tmp_path, capsys):
+    """Whatever it gives, in whatever precision; with the features of its backbone, and a note on what was done."""
+    torch.manual_seed(0)
+    module = Backed(nn.Linear(WIDTH, 5), unit)
+    if not backed:
+        module = nn.Sequential(module)
+    run = {"steps": 3, "dir": str(tmp_path / "run"), "precision": precision}
+    config, _ = parse(
+        {"data": {"type": "own"}, "encoder": {"type": "own"}, "negatives": {"type": "sogclr"}, "run": run, **SMALL}
+    )
+    found = build(config, encoder=module, splits=Splits(TensorData(ROWS)))
+    rows = torch.arange(50)
+    with found.inference[0]._autocast():
+        embeddings = found.inference[0].encoder(ROWS[rows])
+    assert embeddings.dtype == torch.float32
+    torch.testing.assert_close(embeddings.norm(dim=1), torch.ones(50), atol=1e-6, rtol=0)
+    scaled = not unit or precision == "bf16"
+    assert any("not of norm 1 in float32, and are scaled" in note for note in found.notes) == scaled
+    assert any("has no `backbone`" in note for note in found.notes) == (not backed)
+    features = found.inference[0].features(TensorData(ROWS), rows)
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"), torch.no_grad():
+        expected = module.backbone(ROWS[rows]) if backed else module(ROWS[rows])
+    torch.testing.assert_close(features, expected.float())
+    found.trainer.step()
+
+
 @pytest.mark.parametrize(
     ("module", "message"),
     [
-        (nn.Flatten(0), r"encoder: gave shape \(24,\) for 2 inputs; .*one row an input"),
+        (Pooled(), r"encoder: gave shape \(8,\) for 4 inputs; .*one row an input"),
+        (Half(), r"encoder: gave shape \(2, 8\) for 4 inputs; .*one row an input"),
+        (nn.Flatten(0), "encoder: no parameter of it requires a gradient"),
+        (nn.Linear(WIDTH, 8).requires_grad_(False), "encoder: no parameter of it requires a gradient"),
+        (nn.Linear(WIDTH, 8).bfloat16(), r"its parameter weight is torch.bfloat16, .*encoder.float\(\)"),
+        (nn.Linear(WIDTH, 8).double(), r"fails on inputs \(4, 12\) torch.float32 \(.*dtype"),
+        (nn.Linear(7, 8), r"fails on inputs \(4, 12\) torch.float32 \(mat1 and mat2.*; have it take what the data"),
+        (nn.LSTM(WIDTH, 8), "encoder: gives a tuple; have it give a floating tensor"),
+        (
+            nn.Sequential(nn.Linear(WIDTH, 8), Constant(0.0)),
+            "encoder: gives rows of norms .*0.0, 0.0.* has no direction",
+        ),
+        (nn.Sequential(nn.Linear(WIDTH, 8), Constant(torch.nan)), "encoder: gives rows of norms .*nan"),
+        (
+            Backed(nn.Unflatten(1, (3, 4))),
+            r"its `backbone` gave shape \(4, 3, 4\) for 4 inputs; .*call it another name",
+        ),
+        (Backed(nn.Linear(5, 5)), r"encoder: its `backbone` fails on inputs \(4, 12\)"),
+        (Backed(nn.LSTM(WIDTH, 5)), "encoder: its `backbone` gives a tuple"),
         (nn.Linear(WIDTH, 1), "encoder: gives embeddings of width 1"),
     ],
 )
