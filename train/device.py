@@ -6,13 +6,13 @@ import torch
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto` is CUDA where there is one.
+    """`auto` is CUDA where there is one; the current device, by its number, where the name has none.
 
     Raises:
         ValueError: for a device that is not here.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
