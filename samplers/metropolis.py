@@ -32,7 +32,7 @@ class Scan(NamedTuple):
     state (A,): column of the last state, `NO_STATE` where nothing was ever proposed.
     counts (A, C): how often each column was the state after burn-in; as weights, counts / their row sum. A chain whose
     kept steps were all skipped keeps its last state.
-    proposed, accepted (A, M): per chain and kernel. A first state is taken, not accepted: it counts in neither.
+    proposed, accepted (A, M): per chain and kernel, on the CPU. A first state is taken, not accepted, and in neither.
     """
 
     state: Tensor
@@ -118,7 +118,7 @@ def scan(
         proposed.numpy(),
         accepted.numpy(),
     )
-    return Scan(*(found.to(device) for found in (state.long(), counts, proposed.T, accepted.T)))
+    return Scan(state.to(device).long(), counts.to(device), proposed.T, accepted.T)
 
 
 @numba.njit(cache=True, nogil=True)

@@ -369,9 +369,9 @@ def _everywhere(assignment: Tensor, rows: Tensor | None, count: int) -> Tensor:
 
 def _knn(queries: Tensor, rows: Tensor, k: int) -> Tensor:
     """The k rows of largest product with each query: (B, k), in no order among equals."""
-    if not rows.is_cuda:
+    if rows.device.type == "cpu":
         _, ids = faiss.knn(queries.numpy(), rows.numpy(), k, metric=faiss.METRIC_INNER_PRODUCT)
         return torch.from_numpy(ids)
-    if k > faiss_gpu.MOST or not faiss_gpu.available():
+    if k > faiss_gpu.MOST or not (rows.is_cuda and faiss_gpu.available()):
         return ExactIndex(rows).search(queries, k).ids
     return faiss_gpu.knn(queries, rows, k)
