@@ -156,19 +156,21 @@ class EmbeddingBank:
         Raises:
             ValueError: for shapes that do not fit, ids outside 0..N−1, a row that is not finite or that is all zero.
         """
-        ids = self._checked(ids)
+        ids = ids.to(self.vectors.device)
         if vectors.shape != (len(ids), self.dim):
             raise ValueError(f"vectors: shape {tuple(vectors.shape)}, expected {(len(ids), self.dim)}")
-        require_finite(vectors, ids, what="vectors written to the bank")
         rows = unit_rows(vectors)
         zero = (rows == 0).all(-1)
-        if bool(zero.any()):
-            raise ValueError(f"vectors: rows {ids[zero].tolist()[:8]} are all zero and have no direction")
-        last = _last_of_each(ids)
-        self.vectors[ids[last]] = rows[last].to(self.vectors)
-        self.written_at[ids[last]] = step
+        inside = ((ids >= 0) & (ids < len(self))).all()
+        if not bool(inside & torch.isfinite(vectors.sum()) & ~zero.any()):  # one question: a device waits once
+            self._checked(ids)
+            require_finite(vectors, ids, what="vectors written to the bank")
+            if bool(zero.any()):
+                raise ValueError(f"vectors: rows {ids[zero].tolist()[:8]} are all zero and have no direction")
+        self.vectors[ids] = rows[_last_of_each(ids)].to(self.vectors)
+        self.written_at[ids] = step
         if self._mapped is not None:
-            self._mapped.wrote(ids[last])
+            self._mapped.wrote(ids.unique())
 
     def read(self, ids: Tensor) -> Tensor:
         """Rows `ids` (...,) as float32 (..., D); a row never written reads as zeros.
@@ -209,8 +211,6 @@ class EmbeddingBank:
 
 
 def _last_of_each(ids: Tensor) -> Tensor:
-    """Positions of the last occurrence of every distinct id: an index-put with repeats has no defined winner."""
-    _, inverse = ids.unique(return_inverse=True)
-    positions = torch.arange(len(ids), device=ids.device)
-    last = positions.new_full((int(inverse.max()) + 1 if len(ids) else 0,), -1)
-    return last.scatter_reduce(0, inverse, positions, "amax")
+    """For each of ids (n,) the position of its last occurrence: of unlike repeats an index-put has no defined winner."""
+    ordered, position = ids.sort(stable=True)
+    return position[torch.searchsorted(ordered, ids, right=True) - 1]

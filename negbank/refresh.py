@@ -188,7 +188,8 @@ class Refresher:
         version = None if snapshot is None else snapshot.version
         if version != state["version"]:
             raise ValueError(f"snapshot: version {version}, the state was taken with {state['version']}")
-        self.snapshot, probe = snapshot, state["probe"]
+        self.snapshot = snapshot
+        probe = state["probe"] and [each.to(self.bank.vectors.device) for each in state["probe"]]
         self.probe = probe and Probe(Anchors(*probe[:2]), *probe[2:])
 
     def _indexed(self, snapshot: Snapshot) -> Tensor:

@@ -32,7 +32,7 @@ class Scan(NamedTuple):
     state (A,): column of the last state, `NO_STATE` where nothing was ever proposed.
     counts (A, C): how often each column was the state after burn-in; as weights, counts / their row sum. A chain whose
     kept steps were all skipped keeps its last state.
-    proposed, accepted (A, M): per chain and kernel. A first state is taken, not accepted: it counts in neither.
+    proposed, accepted (A, M): per chain and kernel, on the CPU. A first state is taken, not accepted, and in neither.
     """
 
     state: Tensor
@@ -66,11 +66,11 @@ def accept(proposed: Tensor, current: Tensor, u: Tensor) -> Tensor:
 def log_uniforms(steps: int, slots: Tensor, *, counter: Counter) -> Tensor:
     """log u of R steps of chains in slots (A,) of a place of the counter: (A, R) float32, laid out as `scan` reads.
 
-    A chain's are of its slot alone. Drawn on the CPU, so that they are the same whatever the device.
+    A chain's are of its slot alone. On the CPU, where `scan` runs: so they are the same whatever the device.
     """
     u = torch.empty(steps + steps % 2, len(slots))  # of an even number, and perhaps one that is not looked at
     fill(counter.seeds(slots).numpy().view(np.uint64), u.numpy())
-    return u[:steps].log_().to(slots.device).T
+    return u[:steps].log_().T
 
 
 def scan(
@@ -90,13 +90,17 @@ def scan(
     Raises:
         ValueError: for a burn-in outside 0..R−1, which would keep no state.
 
-    On the CPU one compiled loop; elsewhere the same steps, vectorised over chains. The results are the same.
+    One compiled loop on the CPU. From another device what it reads is copied at once and the host waits once: a step at
+    a time over there would be some twenty kernels a step, thousands a visit.
     """
     steps = proposals.shape[1]
     if not 0 <= burn_in < max(1, steps):
         raise ValueError(f"burn_in={burn_in}: expected 0..{steps - 1} of {steps} proposals, or no state is kept")
-    if log_weights.device.type != "cpu":
-        return scan_reference(log_weights, proposals, kernels, log_uniforms, start, burn_in=burn_in)
+    device = log_weights.device
+    if device.type != "cpu":
+        # laid out there as the loop reads them, so that the host has nothing to turn round
+        log_weights, proposals = log_weights.mT.contiguous().cpu().mT, proposals.T.contiguous().cpu().T
+        log_uniforms, start, kernels = log_uniforms.cpu(), start.cpu(), kernels.cpu()
     kinds, chains, candidates = log_weights.shape
     current = log_weights.gather(2, start.clamp(min=0).expand(kinds, -1)[:, :, None])[:, :, 0]
     current = torch.where(start == NO_STATE, -torch.inf, current).contiguous()
@@ -114,7 +118,7 @@ def scan(
         proposed.numpy(),
         accepted.numpy(),
     )
-    return Scan(state.long(), counts, proposed.T, accepted.T)
+    return Scan(state.to(device).long(), counts.to(device), proposed.T, accepted.T)
 
 
 @numba.njit(cache=True, nogil=True)

@@ -33,6 +33,7 @@ class Descent:
         self.peaks = [group["lr"] for group in optimiser.param_groups]
         self.step_number = 0
         self.seconds: dict[str, float] = defaultdict(float)
+        self._unasked: list[tuple[Tensor, Tensor, str]] = []  # values of a device that nobody has waited for
 
     def __call__(self, backward: Callable[[], None], rows: Tensor) -> float:
         """Descend the gradient that `backward` gives, of the loss of rows (B,); the learning rate of the first group.
@@ -46,6 +47,7 @@ class Descent:
             parameters = (p for group in self.optimiser.param_groups for p in group["params"])
             gradients = [p.grad for p in parameters if p.grad is not None]
             self.require_finite(nn.utils.get_total_norm(gradients)[None, None], rows, "gradient")
+            self._ask()
         with self.timed("optimiser"):
             factor = self.schedule(self.step_number)
             for group, peak in zip(self.optimiser.param_groups, self.peaks):
@@ -62,10 +64,25 @@ class Descent:
         self.seconds[phase] += time.perf_counter() - started
 
     def require_finite(self, values: Tensor, rows: Tensor, what: str) -> None:
-        """Raise NonFiniteError unless values (B, n), each of one of rows (B,), or (1, n) of all of them, are finite."""
-        if math.isfinite(float(values.detach().sum())):
-            return
-        bad = rows[~torch.isfinite(values.detach()).all(-1)] if len(values) == len(rows) else rows
+        """Raise NonFiniteError unless values (B, n), each of one of rows (B,), or (1, n) of all of them, are finite.
+
+        Those of a device are asked for together, before the optimiser's step: the host waits for it once a step.
+        """
+        values = values.detach()
+        if values.device.type != "cpu":
+            self._unasked.append((values, rows, what))
+        elif not math.isfinite(float(values.sum())):
+            self._refuse(values, rows, what)
+
+    def _ask(self) -> None:
+        waiting, self._unasked = self._unasked, []
+        if waiting and not math.isfinite(float(torch.stack([values.sum() for values, *_ in waiting]).sum())):
+            for each in waiting:
+                if not math.isfinite(float(each[0].sum())):
+                    self._refuse(*each)
+
+    def _refuse(self, values: Tensor, rows: Tensor, what: str) -> None:
+        bad = rows[~torch.isfinite(values).all(-1)] if len(values) == len(rows) else rows
         wrong = "is not finite, or is zero" if what == "embedding" else "is not finite"
         raise NonFiniteError(
             f"step {self.step_number}: the {what} of rows {bad.unique().tolist()[:8]} {wrong}; the step was not "

@@ -24,6 +24,7 @@ from negbank.train import checkpoint, lengthen, optim, report
 from negbank.train.build import Assembly
 from negbank.train.config import to_dict
 from negbank.train.config.differences import differences
+from negbank.train.device import settled
 from negbank.train.hooks import Running
 
 CONFIG, METRICS, CHECKPOINTS, SUMMARY = "config.yaml", checkpoint.METRICS, "checkpoints", "summary.json"
@@ -87,6 +88,7 @@ class Loop:
                 step = trainer.step_number
                 bar.update()
                 if step % options.log_every == 0 or step == total:
+                    metrics = settled(metrics)
                     self._log(report.STEP, {**metrics, "encodings": trainer.encodings})
                     self._board.add_scalar("speed/steps_per_second", bar.format_dict["rate"] or 0.0, step)
                     bar.set_postfix(_postfix(metrics), refresh=False)

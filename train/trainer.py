@@ -25,11 +25,12 @@ from negbank.refresh import RefreshReport
 from negbank.samplers.batches import BatchSampler
 from negbank.samplers.meeting import Meeting
 from negbank.samplers.negatives import EncodedBatch, Info, Negatives, Ticket
+from negbank.samplers.negatives.contract import number
 from negbank.snapshot import Snapshot
 from negbank.train.data.ahead import Ahead, Fetched
 from negbank.train.data.contract import collate
 from negbank.train.descent import Descent
-from negbank.train.evaluate.measures import mean_cosine
+from negbank.train.evaluate.measures import pair_cosine
 from negbank.train.losses import contrasted, info_nce
 from negbank.train.passes import Autocast, Passes
 from negbank.train.towers import (
@@ -138,8 +139,8 @@ class Trainer:
                     self._update_negatives(position, snapshot)
         return reports
 
-    def step(self) -> dict[str, float]:
-        """One optimisation step; its metrics, those of a direction under its anchors' tower.
+    def step(self) -> Info:
+        """One optimisation step; its metrics, those of a direction under its anchors' tower (see `device.settled`).
 
         Raises:
             NonFiniteError: for a loss, embedding or gradient that is not finite, before it changes a weight, the bank
@@ -167,7 +168,7 @@ class Trainer:
         with self.descent.timed("bank"):
             self._write(rows, encoded)
         watched = {name: number for watch in self.watchers for name, number in watch(rows).items()}
-        return {"loss": float(value), **watched, "lr": rate, **info}
+        return {"loss": number(value), **watched, "lr": rate, **info}
 
     def encode(self, fetched: Fetched, passes: Passes) -> Encoded:
         """Draw every direction's negatives and embed views and drawn rows: the forward passes of a step."""
@@ -208,8 +209,8 @@ class Trainer:
             commits += kept
             mine, theirs = mine.detach(), theirs.detach()
             seen = theirs[len(rows) : 2 * len(rows)] if way.anchors == way.keys else theirs[: len(rows)]
-            info["positive"] = float((mine[: len(rows)] * seen).sum(-1).mean())
-            info[tower.named("mean_cosine")] = mean_cosine(batch.anchors[: len(rows)])
+            info["positive"] = number((mine[: len(rows)] * seen).sum(-1).mean())
+            info[tower.named("mean_cosine")] = number(pair_cosine(batch.anchors[: len(rows)]))
             info |= {tower.named(name): number for name, number in found.items()}
         return losses, values, info, commits
 

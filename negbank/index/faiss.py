@@ -1,4 +1,4 @@
-"""Faiss indexes over the bank. The only file that imports faiss.
+"""Faiss indexes over the bank. The only file that imports faiss, with its device side, faiss_gpu.py.
 
 `Flat` searches the rows where they lie (`faiss.knn`, on CUDA `knn_gpu` on the device tensor), without a copy. Any other
 factory string is trained, filled, and tuned: the search effort (nprobe of an IVF, efSearch of an HNSW) is doubled until
@@ -13,7 +13,6 @@ Faiss must not be used in forked workers, and pads with −1: both are kept out 
 
 from __future__ import annotations
 
-import functools
 import time
 from typing import Any
 
@@ -23,6 +22,7 @@ import torch
 from torch import Tensor
 
 from negbank.bank import NO_ROW
+from negbank.index import faiss_gpu
 from negbank.index.auto import choose_factory
 from negbank.index.cell_join import cell_count, cell_join
 from negbank.index.contract import (
@@ -51,9 +51,6 @@ TRIED = 4096
 WARM_ITERATIONS = 1
 MAX_IMBALANCE = 2.5
 """Σ size² · C / N² of the lists, 1 when all are equal; above this a warm start is given up."""
-GPU_TEMP_MEMORY = 64 << 20
-GPU_MOST = 2048
-"""Where its kernels end: the largest k, and nprobe."""
 
 
 def empty_index(factory: str, dim: int) -> faiss.Index:
@@ -170,7 +167,7 @@ class FaissIndex:
                 if recall >= target_recall and (imbalance or 0) <= MAX_IMBALANCE:
                     break
             start = "none" if imbalance is None else start
-            self._index = _to_gpu(self._index, vectors.device)
+            self._index = faiss_gpu.to_gpu(self._index, vectors.device)
         built = time.perf_counter() - started
         started = time.perf_counter()
         self._nearest(queries, k)
@@ -216,17 +213,21 @@ class FaissIndex:
         """Positions among the searched rows (B, k), −1 where the index found fewer."""
         if self._index is None:
             return _knn(queries, self._searched, k)
+        if faiss_gpu.placed(self._index):
+            if k > faiss_gpu.MOST:
+                return ExactIndex(self._searched).search(queries, k).ids
+            return faiss_gpu.search(self._index, queries, k)
         _, ids = self._index.search(queries.cpu().numpy(), k)
         return torch.from_numpy(ids).to(queries.device)
 
     def _wider(self, queries: Tensor, k: int) -> Tensor:
         """Positions (B, k) for queries whose lists hold fewer than k rows: in four times the lists, and again."""
-        ivf = None if self._index is None else faiss.try_extract_index_ivf(self._index)
+        ivf = None if self._index is None else faiss_gpu.lists_of(self._index)
         ids, left = torch.full((len(queries), k), NO_ROW, device=queries.device), torch.arange(len(queries))
         if ivf is not None:
-            tuned = ivf.nprobe
-            while ivf.nprobe < ivf.nlist and len(left):
-                ivf.nprobe = min(4 * ivf.nprobe, ivf.nlist)
+            tuned, most = ivf.nprobe, self._most_lists(ivf)
+            while ivf.nprobe < most and len(left):
+                ivf.nprobe = min(4 * ivf.nprobe, most)
                 ids[left] = self._nearest(queries[left], k)
                 left = left[(ids[left] < 0).any(1).cpu()]
             ivf.nprobe = tuned
@@ -270,9 +271,9 @@ class FaissIndex:
 
         `before`: the effort of the index this one started from, of which a warm start may need at most the double.
         """
-        ivf = faiss.try_extract_index_ivf(self._index)
+        ivf = faiss_gpu.lists_of(self._index)
         if ivf is not None:
-            name, limit = "nprobe", min(ivf.nlist, GPU_MOST if self.vectors.is_cuda else ivf.nlist)
+            name, limit = "nprobe", self._most_lists(ivf)
         elif isinstance(faiss.downcast_index(self._index), faiss.IndexHNSW):
             name, limit = "efSearch", 4096
         else:
@@ -281,11 +282,18 @@ class FaissIndex:
         limit = limit if before is None else min(limit, 2 * before)
         self._effort = 1
         while True:
-            faiss.ParameterSpace().set_index_parameter(self._index, name, self._effort)
+            if ivf is not None:
+                ivf.nprobe = self._effort
+            else:
+                faiss.ParameterSpace().set_index_parameter(self._index, name, self._effort)
             recall = recall_of(self._nearest(queries, truth.shape[1]), truth)
             if recall >= target or self._effort >= limit:
                 return recall
             self._effort = min(2 * self._effort, limit)
+
+    def _most_lists(self, ivf: Any) -> int:
+        """How many lists can be searched: what is to go to a GPU must not need more than its kernels take."""
+        return min(ivf.nlist, faiss_gpu.MOST) if self.vectors.is_cuda else int(ivf.nlist)
 
     def tune(self, queries: Tensor, k: int, target_recall: float) -> float:
         """Raise the search effort until recall@k on these queries (B, D) reaches the target; the recall reached."""
@@ -301,8 +309,7 @@ class FaissIndex:
         """What `FaissIndex.restore` needs beside the vectors: plain values, and the index as bytes (uint8) or None."""
         index = self._index
         if index is not None:
-            on_gpu = self.vectors.is_cuda and isinstance(faiss.downcast_index(index), faiss.GpuIndex)
-            index = torch.from_numpy(faiss.serialize_index(faiss.index_gpu_to_cpu(index) if on_gpu else index))
+            index = torch.from_numpy(faiss.serialize_index(faiss_gpu.to_cpu(index)))
         cells = self.cells and [t.cpu() for t in self.cells]
         return {"bytes": index, "effort": self._effort, "report": list(self.report), "cells": cells}
 
@@ -316,14 +323,14 @@ class FaissIndex:
         self.cells = state["cells"] and Cells(*(t.to(vectors.device) for t in state["cells"]))
         self._index = None
         if state["bytes"] is not None:
-            self._index = _to_gpu(faiss.deserialize_index(state["bytes"].numpy()), vectors.device)
+            self._index = faiss_gpu.to_gpu(faiss.deserialize_index(state["bytes"].numpy()), vectors.device)
         return self
 
 
 def kmeans_cells(vectors: Tensor, rows: Tensor | None, lists: int, seed: int = 0) -> Cells:
     """Spherical k-means of unit rows (N, D), or of rows (n,) of them: `lists` ≤ n cells, the same for a seed."""
     searched = vectors if rows is None else vectors[rows]
-    quantizer = _to_gpu(faiss.IndexFlatIP(vectors.shape[1]), vectors.device)
+    quantizer = faiss_gpu.to_gpu(faiss.IndexFlatIP(vectors.shape[1]), vectors.device)
     centroids = torch.from_numpy(_centroids(searched.cpu().numpy(), lists, seed, quantizer)).to(vectors.device)
     nearest = _knn(searched, centroids, 1)[:, 0]
     return Cells(centroids, _everywhere(nearest, rows, len(vectors)), torch.bincount(nearest, minlength=lists))
@@ -360,45 +367,11 @@ def _everywhere(assignment: Tensor, rows: Tensor | None, count: int) -> Tensor:
     return assignment.new_full((count,), NO_CELL).index_copy_(0, rows.to(assignment.device), assignment)
 
 
-@functools.cache
-def _resources(device: int) -> Any:
-    """One set of GPU resources a device, with a small fixed scratch memory instead of Faiss's 1.5 GiB."""
-    resources = faiss.StandardGpuResources()
-    resources.setTempMemory(GPU_TEMP_MEMORY)
-    resources.setDefaultNullStreamAllDevices()
-    return resources
-
-
-def _to_gpu(index: Any, device: torch.device) -> Any:
-    """The index on a CUDA device; as it is on the CPU, and where Faiss has no GPU form of it (HNSW, for one)."""
-    if device.type != "cuda":
-        return index
-    try:
-        return faiss.index_cpu_to_gpu(_resources(device.index), device.index, index)
-    except RuntimeError:
-        return index
-
-
 def _knn(queries: Tensor, rows: Tensor, k: int) -> Tensor:
     """The k rows of largest product with each query: (B, k), in no order among equals."""
-    if not rows.is_cuda:
+    if rows.device.type == "cpu":
         _, ids = faiss.knn(queries.numpy(), rows.numpy(), k, metric=faiss.METRIC_INNER_PRODUCT)
         return torch.from_numpy(ids)
-    return ExactIndex(rows).search(queries, k).ids if k > GPU_MOST else _knn_gpu(queries, rows, k)
-
-
-def _knn_gpu(queries: Tensor, rows: Tensor, k: int) -> Tensor:
-    """`faiss.knn_gpu` on device tensors through their addresses; `contrib.torch_utils` would patch every index."""
-    ids = torch.empty(len(queries), k, dtype=torch.int64, device=rows.device)
-    scores = torch.empty(len(queries), k, device=rows.device)
-    p = faiss.GpuDistanceParams()
-    p.metric, p.k, p.dims, p.device = faiss.METRIC_INNER_PRODUCT, k, rows.shape[1], rows.device.index
-    p.vectors, p.numVectors = faiss.cast_integer_to_float_ptr(rows.data_ptr()), len(rows)
-    p.queries, p.numQueries = faiss.cast_integer_to_float_ptr(queries.data_ptr()), len(queries)
-    p.vectorType = p.queryType = faiss.DistanceDataType_F32
-    p.vectorsRowMajor = p.queriesRowMajor = True
-    p.outDistances = faiss.cast_integer_to_float_ptr(scores.data_ptr())
-    p.outIndices, p.outIndicesType = faiss.cast_integer_to_idx_t_ptr(ids.data_ptr()), faiss.IndicesDataType_I64
-    torch.cuda.current_stream(rows.device).synchronize()
-    faiss.bfKnn(_resources(rows.device.index), p)
-    return ids
+    if k > faiss_gpu.MOST or not (rows.is_cuda and faiss_gpu.available()):
+        return ExactIndex(rows).search(queries, k).ids
+    return faiss_gpu.knn(queries, rows, k)

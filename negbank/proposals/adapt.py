@@ -30,6 +30,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from negbank.index import Index, Neighbors
 from negbank.proposals.contract import Anchors, Proposal
 
 FACTORS = (1.0, 1.1, 1.2, 1.35, 1.5, 1.75, 2.0)
@@ -97,9 +98,11 @@ def tune(proposal: Any, probe: Probe | None) -> None:
     if probe is None:
         return
 
+    index = _Once(proposal._index) if hasattr(proposal, "_index") else None
+
     def varied(**settings: float) -> Proposal:
         made = copy.copy(proposal)
-        vars(made).update(settings)
+        vars(made).update(settings if index is None else {**settings, "_index": index})
         return made
 
     target = proposal.temperature
@@ -107,6 +110,24 @@ def tune(proposal: Any, probe: Probe | None) -> None:
     proposal.temperature, proposal.floor = best.temperature, best.floor
     if hasattr(proposal, "tail"):
         proposal.tail = min((_cost(varied(tail=tail), probe, target), tail) for tail in TAILS)[1]
+
+
+class _Once:
+    """An index that is asked the same again and again: candidates differ in what they make of one search."""
+
+    def __init__(self, index: Index) -> None:
+        self._index = index
+        self._found: dict[tuple[int, int], Neighbors] = {}
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def search(self, queries: Tensor, k: int) -> Neighbors:
+        """See `Index.search`; of the one probe's queries, which live as long as this does."""
+        key = (id(queries), k)
+        if key not in self._found:
+            self._found[key] = self._index.search(queries, k)
+        return self._found[key]
 
 
 def _cost(proposal: Proposal, probe: Probe, temperature: float) -> float:

@@ -61,11 +61,12 @@ class PooledDistribution:
 
     def sample(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
         """n rows for all anchors together: (n,) ids, each of law q̄, each in the D_a of some anchor a."""
+        source = torch.device("cpu") if generator is None else generator.device  # may be another than the rows'
         if self._stratified:
             drawn = self._each.sample(-(-n // self._anchors), generator=generator)
-            order = torch.randperm(self._anchors, generator=generator).to(drawn.device)
+            order = torch.randperm(self._anchors, generator=generator, device=source).to(drawn.device)
             return drawn[order].T.flatten()[:n]
-        anchor, order = torch.randint(self._anchors, (n,), generator=generator).sort()
+        anchor, order = torch.randint(self._anchors, (n,), generator=generator, device=source).cpu().sort()
         first = torch.searchsorted(anchor, anchor)
         turn = torch.arange(n) - first  # the t-th draw of its anchor
         drawn = self._each.sample(int(turn.max()) + 1 if n else 0, generator=generator)

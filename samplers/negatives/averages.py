@@ -16,7 +16,7 @@ from torch import Tensor
 
 from negbank.bank import require_rows
 from negbank.exclusions import Exclusions
-from negbank.samplers.negatives.contract import EncodedBatch, Info, hardness
+from negbank.samplers.negatives.contract import EncodedBatch, Info, hardness, number
 
 NEVER = -math.inf
 """log u of a row that was never visited."""
@@ -97,5 +97,5 @@ def compared(batch: EncodedBatch, scores: Tensor, exclude: Exclusions | None, *,
 
 def report(weights: Tensor, scores: Tensor, log_u: Tensor, gamma: float) -> Info:
     """What both report of a step."""
-    total = float(weights.sum(1).mean())
-    return {"hardness": hardness(weights, scores), "log_u": float(log_u.mean()), "weight": total, "gamma": gamma}
+    total = number(weights.sum(1).mean())
+    return {"hardness": hardness(weights, scores), "log_u": number(log_u.mean()), "weight": total, "gamma": gamma}

@@ -21,8 +21,8 @@ from negbank.exclusions import Exclusions
 from negbank.samplers.meeting import Meeting, Part
 from negbank.snapshot import Snapshot
 
-Info = dict[str, float]
-"""What a sampler reports of one step, for logs."""
+Info = dict[str, Any]
+"""What a sampler reports of one step, for logs: floats, and tensors () of a device that nobody has waited for yet."""
 
 
 class EncodedBatch(NamedTuple):
@@ -196,10 +196,15 @@ class Negatives(NamedTuple):
     commit: Callable[[], None] = keep_nothing
 
 
-def hardness(weights: Tensor, scores: Tensor) -> float:
+def number(value: Tensor) -> Any:
+    """A reported tensor () as a float, or on a device as it is: the host would have to wait for it."""
+    return float(value) if value.device.type == "cpu" else value.detach()
+
+
+def hardness(weights: Tensor, scores: Tensor) -> Any:
     """Mean over anchors of Σ w s / Σ w, of weights and scores (A, C): how near the negatives are, as they weigh."""
     total = torch.linalg.vecdot(weights, scores.detach().to(weights.dtype))
-    return float((total / weights.sum(1).clamp(min=1e-12)).mean())
+    return number((total / weights.sum(1).clamp(min=1e-12)).mean())
 
 
 def of_rows(each: Tensor, rows: slice, views: int) -> Tensor:

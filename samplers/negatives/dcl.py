@@ -23,7 +23,7 @@ import torch
 
 from negbank.bounds import Annotated, Ge, Lt, Positive, checked
 from negbank.exclusions import Exclusions
-from negbank.samplers.negatives.contract import EncodedBatch, Info, Negatives, NegativeSampler, Ticket, hardness
+from negbank.samplers.negatives.contract import EncodedBatch, Info, Negatives, NegativeSampler, Ticket, hardness, number
 
 
 class Dcl(NegativeSampler):
@@ -71,5 +71,5 @@ def debiased(
         share = torch.where(bounded, 0.0, found / ((1 - prior) * whole))
         weights = (share[:, None] * ((1 + b) * hard.softmax(1) - b * soft.softmax(1))).nan_to_num(0.0)
         positive_weight = torch.where(bounded, bound / whole, share).nan_to_num(0.0)
-    info = {"hardness": hardness(weights, scores), "bounded": float(bounded.double().mean())}
+    info = {"hardness": hardness(weights, scores), "bounded": number(bounded.double().mean())}
     return Negatives(scores, weights, positive_weight), info

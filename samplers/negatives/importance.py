@@ -37,7 +37,7 @@ from negbank.bounds import Annotated, Ge, Positive, Section, checked
 from negbank.counter import Counter
 from negbank.exclusions import Exclusions
 from negbank.proposals import Proposal
-from negbank.samplers.negatives.contract import EncodedBatch, Info, Negatives, NegativeSampler, Ticket, hardness
+from negbank.samplers.negatives.contract import EncodedBatch, Info, Negatives, NegativeSampler, Ticket, hardness, number
 from negbank.samplers.negatives.index_draws import Drawn, IndexDraws
 from negbank.snapshot import Snapshot
 
@@ -120,7 +120,7 @@ class Importance(NegativeSampler):
                 weights = weights * counts.to(weights).repeat(batch.views)[:, None]
             share = weights / weights.sum(1, keepdim=True).clamp(min=1e-12)
         info = {
-            "effective_candidates": float((1 / share.square().sum(1).clamp(min=1e-12)).mean()),
+            "effective_candidates": number((1 / share.square().sum(1).clamp(min=1e-12)).mean()),
             "hardness": hardness(weights, scores),
             "extra_encodings": float(len(batch.drawn_rows)),
         }

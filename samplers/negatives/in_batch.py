@@ -17,7 +17,7 @@ from torch import Tensor
 
 from negbank.bounds import Positive, checked
 from negbank.exclusions import Exclusions
-from negbank.samplers.negatives.contract import EncodedBatch, Info, Negatives, NegativeSampler, Ticket, hardness
+from negbank.samplers.negatives.contract import EncodedBatch, Info, Negatives, NegativeSampler, Ticket, hardness, number
 
 
 class InBatch(NegativeSampler):
@@ -63,7 +63,7 @@ class InBatch(NegativeSampler):
         info = {"hardness": hardness(weights, scores)}
         if not isinstance(temperature, Tensor):
             return Negatives(scores, weights), info
-        info["temperature"] = float(temperature.detach())
+        info["temperature"] = number(temperature.detach())
         return Negatives(scores, weights, temperature=temperature, commit=self._clamp), info
 
     @torch.no_grad()

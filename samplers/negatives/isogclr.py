@@ -20,7 +20,7 @@ from negbank.bank import require_rows
 from negbank.bounds import Annotated, Ge, Gt, Le, Positive, checked
 from negbank.exclusions import Exclusions
 from negbank.samplers.negatives.averages import NEVER, MovingAverages, compared, report
-from negbank.samplers.negatives.contract import EncodedBatch, Info, Negatives, NegativeSampler, Ticket
+from negbank.samplers.negatives.contract import EncodedBatch, Info, Negatives, NegativeSampler, Ticket, number
 
 
 class ISogClr(NegativeSampler):
@@ -93,7 +93,7 @@ class ISogClr(NegativeSampler):
         ones = None if self._relative else torch.ones_like(log_u)
         commit = partial(self._keep, batch.rows, log_u, tau, slope.view(batch.views, -1).mean(0))
         info = report(weights, scores, log_u, self.averages.gamma(ticket.step))
-        return Negatives(scores, weights, ones, commit=commit), {**info, "temperature": float(tau.mean())}
+        return Negatives(scores, weights, ones, commit=commit), {**info, "temperature": number(tau.mean())}
 
     def _keep(self, rows: Tensor, log_u: Tensor, tau: Tensor, slope: Tensor) -> None:
         """Keep log u (A,), and take one step of the temperatures of rows (B,), from tau (B,) along slope (B,)."""

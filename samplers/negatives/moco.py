@@ -32,6 +32,7 @@ from negbank.samplers.negatives.contract import (
     Ticket,
     hardness,
     keep_nothing,
+    number,
 )
 
 
@@ -86,7 +87,7 @@ class Moco(NegativeSampler):
             log_sum = torch.logaddexp(logits.logsumexp(1), positive)
             weights = logits.sub_(log_sum[:, None]).exp_()
         commit = partial(self._enqueue, batch) if ticket is None or ticket.last else keep_nothing
-        info = {"hardness": hardness(weights, scores), "keys": float(allowed[0].sum())}
+        info = {"hardness": hardness(weights, scores), "keys": number(allowed[0].sum())}
         return Negatives(scores, weights, commit=commit), info
 
     @torch.no_grad()

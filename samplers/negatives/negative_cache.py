@@ -37,6 +37,7 @@ from negbank.samplers.negatives.contract import (
     Ticket,
     hardness,
     keep_nothing,
+    number,
 )
 from negbank.samplers.negatives.gumbel import Draws, draw_exact, draw_indexed
 from negbank.samplers.negatives.index_draws import asked
@@ -140,7 +141,7 @@ class NegativeCache(NegativeSampler):
             weights = batch.times(draws.ids, share) / self._count
         info = {
             "hardness": hardness(weights, scores),
-            "weight": float(weights.sum(1).mean()),
+            "weight": number(weights.sum(1).mean()),
             "tail_rows": draws.tail,
             "extra_encodings": float(len(batch.drawn_rows)),
         }

@@ -25,7 +25,7 @@ from torch import Tensor
 from negbank.counter import Counter
 from negbank.exclusions import Exclusions
 from negbank.samplers.metropolis import NO_STATE, accept, acceptance, log_uniforms, scan
-from negbank.samplers.negatives.contract import Info, Ticket, of_rows
+from negbank.samplers.negatives.contract import Info, Ticket, number, of_rows
 from negbank.samplers.negatives.index_draws import Drawn
 
 IN_BATCH, INDEX = 0, 1
@@ -116,7 +116,7 @@ class Kernels:
         names = ("pool",) if drawn.pooled else ("in_batch", "index")
         proposed, taken = done.proposed.sum(0).tolist(), done.accepted.sum(0).tolist()
         info = {f"acceptance_{name}": a / p for name, a, p in zip(names, taken, proposed) if p}
-        info["moved"] = float((done.state != before).double().mean())
+        info["moved"] = number((done.state != before).double().mean())
         return Walk(done.counts, before, done.state, info)
 
     def _log_weights(self, scores: Tensor, ticket: Ticket, drawn: Drawn, columns: Columns) -> Tensor:

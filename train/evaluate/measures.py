@@ -271,9 +271,15 @@ def mean_cosine(z: Tensor) -> float:
         ValueError: for wrong shapes, or rows that are not finite.
         TypeError: for rows of a wrong dtype.
     """
-    rows = _unit(z, "z", at_least=2)
+    _require_rows(z, "z", 2)
+    return pair_cosine(z).item()
+
+
+def pair_cosine(z: Tensor) -> Tensor:
+    """`mean_cosine` of finite rows as a tensor () float64: on a device nobody has to wait for it."""
+    rows = F.normalize(z.detach().to(torch.promote_types(z.dtype, torch.float32)), dim=1)
     pairs = rows.sum(0, dtype=torch.float64).square().sum() - rows.square().sum(dtype=torch.float64)
-    return pairs.item() / (len(rows) * (len(rows) - 1))
+    return pairs / (len(rows) * (len(rows) - 1))
 
 
 def _similarities(rows: Tensor, columns: Tensor) -> Iterator[tuple[int, Tensor]]:
