@@ -157,7 +157,7 @@ class Folder:
         if files.MANIFEST not in others:
             if others:
                 raise ValueError(f"out={path}: the folder holds other files; give a new or empty one")
-            found = {"format": FORMAT, "complete": False, "run": run, "part_queries": part_queries}
+            found: dict[str, Any] = {"format": FORMAT, "complete": False, "run": run, "part_queries": part_queries}
             if world()[0] == 0:
                 files.seal(path, found, [])
             return found
