@@ -101,12 +101,14 @@ def _hasten(index: Any) -> None:
     if ivf is not None:
         ivf.cp.niter = 1
     if isinstance(index, faiss.IndexPreTransform):
-        for position in range(index.chain.size()):
-            transform = faiss.downcast_VectorTransform(index.chain.at(position))
+        chain: Any = index.chain
+        for position in range(chain.size()):
+            transform = faiss.downcast_VectorTransform(chain.at(position))
             if isinstance(transform, faiss.OPQMatrix):
                 transform.niter = transform.niter_pq = transform.niter_pq_0 = 1
         index = faiss.downcast_index(index.index)
-    for holder in (index, ivf and faiss.downcast_index(ivf)):
+    holders: list[Any] = [index] if ivf is None else [index, faiss.downcast_index(ivf)]
+    for holder in holders:
         if hasattr(holder, "pq"):
             holder.pq.cp.niter = 1
         if hasattr(holder, "do_polysemous_training"):

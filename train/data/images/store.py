@@ -171,7 +171,7 @@ def decode(file: BinaryIO, *, size: int, channels: int) -> Tensor:
 
 def upright(image: Image.Image) -> Image.Image:
     """An image turned as its EXIF orientation says (Exif 2.3, tag 0x0112)."""
-    turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+    turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     return image if turn is None else image.transpose(turn)
 
 

@@ -65,7 +65,7 @@ def npy(
     except ValueError as error:
         raise ValueError(f"{path}: {error}; give an .npy file of embeddings (N, D)") from None
     if not isinstance(array, np.ndarray) or array.ndim != 2 or not np.issubdtype(array.dtype, np.floating):
-        raise ValueError(f"{path}: {array.dtype} of shape {tuple(array.shape)}, expected an .npy of floating (N, D)")
+        raise ValueError(f"{path}: {array.dtype} of shape {tuple(array.shape)}, expected floating point (N, D)")
     require_trainable(factory, *array.shape)
     truth = unit(torch.from_numpy(np.array(array, dtype=np.float64)), str(path))
     for cosine in cosines:  # before any work

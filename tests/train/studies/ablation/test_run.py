@@ -77,7 +77,7 @@ def test_the_command_line_end_to_end(config_file, tmp_path, capsys):
     ("rows", "change", "message"),
     [
         (None, "source.path=missing.npy", "missing.npy: no such file"),
-        (b"text", "seed=0", "not readable as .npy"),
+        (b"text", "seed=0", "not readable (ValueError"),
         (np.ones(30), "seed=0", "float64 of shape (30,), expected floating point (N, D)"),
         (np.ones((30, 2, 2)), "seed=0", "expected floating point (N, D)"),
         (np.ones((30, 4), dtype=int), "seed=0", "int64 of shape (30, 4)"),
