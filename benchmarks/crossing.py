@@ -104,7 +104,7 @@ def comparison(point: Point, data: dict[str, Any], seeds: list[int], out: Path) 
         "logq_quarter": pooled(views * 3 // 4),
         "logq_half": pooled(views // 2),
         "drawn": {
-            "batches": {"type": "drawn", "group": 4, "proposal": PROPOSAL},
+            "batches": {"type": "drawn", "group": 4, "weights": "model", "proposal": PROPOSAL},
             "negatives": {"type": "importance", "draws": 0},
         },
     }

@@ -287,8 +287,8 @@ class Trial:
         ticket, at = self.draw(rows)
         encoder = self.problem.encoder if encode else None
         z = self.problem.z[at] if encoder is None else encoder(self.problem.inputs[at])
-        expected = None if self.batches is None else partial(self.batches.expected, rows)
-        batch = EncodedBatch.from_views(rows, z, ticket.further, expected=expected)
+        meeting = None if self.batches is None else self.batches.meeting(rows)
+        batch = EncodedBatch.from_views(rows, z, ticket.further, meeting=meeting)
         found, _ = self.sampler(batch, ticket)
         found.commit()
         return batch, found

@@ -48,6 +48,13 @@ def as_rows(source: Any, name: str) -> list[Shard]:
         return _files(Path(source), name)
     if isinstance(source, Tensor) and source.layout is torch.strided:
         return [_floating(source.detach(), name)]
+    table = columns_of(source)
+    if table is not None:
+        columns = {each: plain(column, f"{name}, column {each!r}") for each, column in table.items()}
+        others = [each for each, column in columns.items() if column.dtype.kind != "f" or column.ndim != 1]
+        if others or not columns:
+            raise ValueError(f"{name}: columns {others[:4]} of a table hold no floating numbers; leave them out")
+        return [np.stack(list(columns.values()), axis=1)]
     if not isinstance(source, list | tuple):
         found = plain(source, name, keep=True)
         nested = found.dtype.kind == "O" and found.ndim == 1
@@ -60,7 +67,8 @@ def as_rows(source: Any, name: str) -> list[Shard]:
     if widths and not any(paths) and all(len(shape) == 1 for shape in widths):
         if len(widths) > 1:
             raise ValueError(f"{name}: rows of shapes {sorted(widths)[:4]}; embed all with one model")
-        whole = torch.stack(given) if all(isinstance(row, Tensor) for row in given) else np.stack(given)
+        tensors = [each for each in given if isinstance(each, Tensor)]
+        whole = torch.stack(tensors) if len(tensors) == len(given) else np.stack([plain(each, name) for each in given])
         return as_rows(whole, name)
     mapped = [path or isinstance(each, np.memmap) for path, each in zip(paths, given)]
     if isinstance(source, list) and not all(mapped):
@@ -146,7 +154,7 @@ def as_labels(values: Any, name: str) -> tuple[np.ndarray, ...]:
 
     Strings are numbered together. Raises ValueError as `as_ids`, and for integers beside strings.
     """
-    several = values if isinstance(values, tuple) and all(dimensions(v) == 1 for v in values) else (values,)
+    several = values if isinstance(values, tuple) and values and all(dimensions(v) == 1 for v in values) else (values,)
     found = [as_ids(each, name) for each in several]
     if all(each.dtype.kind == "i" for each in found):
         return tuple(np.maximum(each, NO_GROUP) for each in found)
@@ -162,6 +170,14 @@ def dimensions(values: Any) -> int:
     return found
 
 
+def columns_of(table: Any) -> dict[str, Any] | None:
+    """The columns by name of a data frame, an Arrow table or a data set; None for what is none."""
+    names = getattr(table, "column_names", getattr(table, "columns", None))
+    if names is None or callable(names) or isinstance(table, Mapping):
+        return None
+    return {name: table[name] for name in names}
+
+
 def _ids_of(values: list[Any], name: str) -> np.ndarray:
     if not values:
         return np.zeros(0, dtype=np.int64)
@@ -170,13 +186,13 @@ def _ids_of(values: list[Any], name: str) -> np.ndarray:
         if cut:
             raise ValueError(f"{name}: {cut[0]!r} ends in a NUL, which an array of strings drops; rename it")
         return np.array(values, dtype=str)
-    if any(isinstance(v, str) for v in values) and any(isinstance(v, int | np.integer) for v in values):
+    names = any(isinstance(v, str) for v in values)
+    if names and all(isinstance(v, str | int | np.integer) for v in values):
         raise ValueError(f"{name}: integers and strings mixed; give ids of one type")
     for place, v in enumerate(values):
-        if isinstance(v, bool | np.bool_ | str) or not hasattr(v, "__index__"):
-            raise ValueError(
-                f"{name}: {v!r} at place {place}: ids of type {type(v).__name__}; expected integers or strings"
-            )
+        if isinstance(v, bool | np.bool_) or not (hasattr(v, "__index__") or (names and isinstance(v, str))):
+            kind = f"ids of type {type(v).__name__}"
+            raise ValueError(f"{name}: {v!r} at place {place}: {kind}; expected integers or strings, one a row")
     try:
         return np.array([operator.index(v) for v in values], dtype=np.int64)
     except OverflowError:

@@ -15,11 +15,11 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from negbank.owner import LOCK, draft, owned, sweep
+from negbank.owner import LOCK, TURNS, OwnedError, draft, owned, sweep
 
 MANIFEST, SEAL = "manifest.json", "own_sha256"
 DRAFT = ".tmp"
@@ -45,7 +45,10 @@ def write(path: Path, content: Content) -> None:
 def keep(path: Path, content: Content) -> Path:
     """Write a file whose name also says its SHA-256, for `kept`; its path. Several may keep the same at a time."""
     own = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}{DRAFT}")
-    return _write(own, content, lambda written: path.with_name(f"{path.stem}.{checksum(written)}{path.suffix}"))
+    for _ in range(TURNS):
+        with suppress(OwnedError):  # a sweep has found it before it was locked, and removes it: again
+            return _write(own, content, lambda written: path.with_name(f"{path.stem}.{checksum(written)}{path.suffix}"))
+    raise OwnedError(f"{own}: swept away all the time; stop what does")
 
 
 def kept(path: Path, among: Iterable[Path] | None = None) -> Path | None:
@@ -95,11 +98,11 @@ def folder(path: Path, about: dict[str, Any]) -> Iterator[Path]:
         OwnedError: when somebody else is making it.
         OSError, RuntimeError: as the disk, or torch's zip writer, says; nothing is then left behind.
     """
-    if path.exists():
-        raise FileExistsError(f"folder={path} exists; write under another name")
     unfinished = path.with_name(path.name + DRAFT)
     above = [parent for parent in path.parents if not parent.exists()]
     with owned(unfinished):
+        if path.exists():
+            raise FileExistsError(f"folder={path} exists; write under another name")
         for left in (each for each in unfinished.iterdir() if each.name != LOCK):
             shutil.rmtree(left) if left.is_dir() else left.unlink()
         try:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from negbank.arrays import as_ids, dimensions, plain
+from negbank.arrays import as_ids, columns_of, dimensions, plain
 
 MISSING = -1
 """Position of an id that no row has."""
@@ -113,7 +113,7 @@ def as_links(links: Any, name: str, ours: Ids, theirs: Ids, *, skip: bool = Fals
     Raises:
         ValueError: for anything else; for a list of lists of two that could be pairs as well; for ids that no row has.
     """
-    count, table = len(ours), _columns_of(links)
+    count, table = len(ours), columns_of(links)
     if hasattr(links, "tocoo"):
         if tuple(links.shape) != (count, len(theirs)):
             raise ValueError(f"{name}: a sparse matrix of shape {tuple(links.shape)}, expected {(count, len(theirs))}")
@@ -126,7 +126,7 @@ def as_links(links: Any, name: str, ours: Ids, theirs: Ids, *, skip: bool = Fals
     elif table is not None:
         if len(table) != 2:
             raise ValueError(f"{name}: a table of {len(table)} columns; give the two of ids")
-        left, ids = (as_ids(column, name) for column in table)
+        left, ids = (as_ids(column, name) for column in table.values())
         anchors = ours.known(left, name)
     elif isinstance(links, tuple) and len(links) == 2 and all(isinstance(p, np.ndarray | Tensor) for p in links):
         indptr, ids = as_ids(links[0], name), as_ids(links[1], name)
@@ -198,11 +198,3 @@ def _grade(grade: Any, name: str) -> float:
     if isinstance(grade, str) or not isinstance(grade, int | float | np.number) or math.isnan(grade):
         raise ValueError(f"{name}: grade {grade!r}; expected numbers, of which those above 0 are relevant")
     return float(grade)
-
-
-def _columns_of(table: Any) -> list[Any] | None:
-    """The columns of a data frame, an Arrow table or a data set; None for what is none."""
-    names = getattr(table, "column_names", getattr(table, "columns", None))
-    if names is None or callable(names) or isinstance(table, Mapping):
-        return None
-    return [table[name] for name in names]

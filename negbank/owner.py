@@ -1,9 +1,11 @@
 """Who writes: one process at a time in a folder, or at a file that is being made.
 
-The lock is the kernel's (POSIX, `fcntl.lockf`), on a file `.lock` in the folder or on the file itself. It ends with the
-process, however that ends, so that nothing has to be removed after a kill, and children do not inherit it. A second
-writer, be it another process or another thread, is refused at once. Between machines it holds where the file system
-has such locks (NFS has). Where it has none, that is warned of, and nothing but care keeps two writers apart.
+The lock is the kernel's (`fcntl.flock`), on a file `.lock` in the folder or on the file itself. It ends with the
+process, however that ends, so that nothing has to be removed after a kill; children that were forked meanwhile keep it
+as long as they live, spawned ones never have it. A second writer, be it another process or another thread, is refused
+at once. Between machines it holds where the file system has such locks (NFS has). Where it has none, that is warned of,
+and nothing but care keeps two writers apart. (`lockf` would end when any descriptor of the file is closed, and numpy
+closes one after every array that it writes.)
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ class OwnedError(OSError):
     """A folder or a file that somebody else is writing."""
 
 
-_held: set[tuple[int, str]] = set()  # (process, path): such a lock does not keep its own process out
+_held: set[tuple[int, str]] = set()  # (process, path): a lock that this process has, so that it can say so
 _threads = threading.Lock()
 
 
@@ -127,7 +129,7 @@ def _require(handle: int, path: Path) -> None:
     try:
         if fcntl is None:
             raise OSError(errno.ENOSYS, "this system has no fcntl")
-        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in (errno.EAGAIN, errno.EACCES):
             raise _refusal(

@@ -186,11 +186,10 @@ class Snapshot:
             raise DamagedSnapshotError(
                 f"{folder}: format {manifest.get('format')}, this version reads {FORMAT}; {REMEDY}"
             )
-        if (
-            not {"shape", "dtype", "step", "version", "sha256"} <= manifest.keys()
-            or "vectors.npy" not in manifest["sha256"]
-        ):
-            raise DamagedSnapshotError(f"{folder}: holds no snapshot, but something else; {REMEDY}")
+        missing = [key for key in ("shape", "dtype", "step", "version", "sha256") if key not in manifest]
+        if missing or "vectors.npy" not in manifest["sha256"]:
+            lacks = ", ".join(missing) or "vectors.npy"
+            raise DamagedSnapshotError(f"{folder}: holds no snapshot, its manifest has no {lacks}; {REMEDY}")
         made_by = manifest.get("fingerprint")
         if fingerprint is not None and made_by is not None and made_by != fingerprint:
             raise ValueError(

@@ -14,10 +14,21 @@ CONFIGS = sorted((ROOT / "configs").glob("**/*.yaml"))
 RUNS = [path for path in CONFIGS if root_of(path) == "train"]
 
 
+@pytest.fixture
+def images(tmp_path):
+    """What takes the place of images that a user has: `data.root` is looked for when a configuration is read."""
+
+    def overrides(path):
+        key = "base.data.root" if root_of(path) == "compare" else "data.root"
+        return [f"{key}={tmp_path}"] if "root: data/" in path.read_text() else []
+
+    return overrides
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)
-def test_it_is_valid_and_its_header_has_the_command(path):
+def test_it_is_valid_and_its_header_has_the_command(path, images):
     root = root_of(path)
-    config, notes = load(path, root=root)
+    config, notes = load(path, images(path), root=root)
     assert not notes
     header = [line for line in path.read_text().splitlines() if line.startswith("#")]
     schema = "negbank.schema.json" if root == "train" else f"negbank.{root}.schema.json"
@@ -27,8 +38,8 @@ def test_it_is_valid_and_its_header_has_the_command(path):
 
 
 @pytest.mark.parametrize("path", RUNS, ids=lambda p: p.name)
-def test_its_encoder_can_be_built(path):
-    config, _ = load(path)
+def test_its_encoder_can_be_built(path, images):
+    config, _ = load(path, images(path))
     channels = 1 if config.data.type in ("mnist5k", "digits", "fashion_mnist") else 3
     assert sum(p.numel() for p in make("encoder", config.encoder, channels=channels).parameters()) > 10_000
 

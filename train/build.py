@@ -7,7 +7,6 @@ its snapshot.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,7 +28,7 @@ from negbank.train.config.sections import COMMON, Options
 from negbank.train.data.arrays import read_labels
 from negbank.train.data.contract import Data, Pairs, Splits, describes, num_rows, sides, subset
 from negbank.train.device import choose_device, choose_precision
-from negbank.train.encoders.embedder import Embedder
+from negbank.train.encoders.own import fitting
 from negbank.train.evaluate import Evaluation
 from negbank.train.hooks import Hook
 from negbank.train.inference import Inference
@@ -128,8 +127,10 @@ def build(
     )
     given: list[Any] = _encoders(config, data, encoder)
     modules = {each: each.to(device, memory_format=torch.channels_last) for each in given}
-    if encoder is not None:
-        modules = {own: unit(own, data[given.index(own)], device) for own in modules}
+    notes = list(splits.notes)
+    for own in modules if encoder is not None else ():
+        modules[own], said = fitting(own, data[given.index(own)], device=device, autocast=autocast)
+        notes += [note for note in said if note not in notes]
     encoders = [modules[each] for each in given]
     inference = [Inference(each, device=device, autocast=autocast) for each in encoders]
     hooks = {
@@ -144,7 +145,11 @@ def build(
 
     def embed(position: int, rows: Tensor, *, counted: bool) -> Tensor:
         trainer.encodings += len(rows) if counted else 0
-        return inference[position].embeddings(data[position], rows)
+        found = inference[position].embeddings(data[position], rows)
+        if trainer.step_number > 0:  # what is wrong before the first step is no divergence
+            directions = found / found.norm(dim=1, keepdim=True)
+            trainer.descent.require_finite(directions, rows.to(found.device), "embedding")
+        return found
 
     def staleness(position: int) -> dict[str, Any]:
         refresher = refreshers[position]
@@ -178,12 +183,12 @@ def build(
     names = ("left", "right") if len(data) == 2 else ("",)
     towers = [Tower(*each) for each in zip(encoders, data, banks, negatives, refreshers, names)]
     steps = config.run.steps or config.run.epochs * len(batches)
-    warmup, cut = _warmup(config.optim.warmup, steps)
+    cut = optim.warmup_steps(config.optim.warmup, steps)[1]
     trainer = Trainer(
         towers,
         batches=batches,
         optimiser=_optimiser(config, encoders, [tensor for each in negatives for tensor in each.learned]),
-        schedule=functools.partial(optim.cosine_with_warmup, steps=steps, warmup=warmup),
+        schedule=functools.partial(optim.factor, config.optim, steps=steps),
         temperature=config.loss.temperature,
         counter=Counter.of(config.run.seed),
         device=device,
@@ -193,7 +198,7 @@ def build(
         compile=config.run.compile,
     )
     evaluation = make("eval", config.eval, inference=inference, splits=splits, temperature=config.loss.temperature)
-    notes = [*splits.notes, *cut, *getattr(evaluation, "notes", ())]
+    notes += [*cut, *getattr(evaluation, "notes", ())]
     return Assembly(config, splits, trainer, inference, evaluation, hooks, steps, notes, device, precision)
 
 
@@ -226,23 +231,6 @@ def _encoders(config: Any, sides: Sequence[Data], own: nn.Module | Sequence[nn.M
     ]
 
 
-def unit(module: nn.Module, data: Data, device: torch.device) -> nn.Module:
-    """Your own module, with its embeddings scaled to norm 1 where they are not, and itself as the backbone then.
-
-    Raises:
-        ValueError: for anything but embeddings (n, D) of a width of at least 2.
-    """
-    found = Inference(module, device=device, autocast=contextlib.nullcontext).embeddings(data, torch.arange(2))
-    if found.ndim != 2 or len(found) != 2:
-        raise ValueError(
-            f"encoder: gave shape {tuple(found.shape)} for 2 inputs; have it give embeddings (n, D), one row an input"
-        )
-    if found.shape[1] < 2:
-        raise ValueError(f"encoder: gives embeddings of width {found.shape[1]}; unit rows need at least 2")
-    is_unit = torch.allclose(found.norm(dim=1), torch.ones(2, device=device), atol=1e-3)
-    return module if is_unit else Embedder(module, nn.Identity())
-
-
 def build_encoder(section: Options, data: Data, seed: int) -> nn.Module:
     """The encoder of a section for what the data describes, its weights drawn from a seed."""
     with torch.random.fork_rng(devices=[]):
@@ -258,15 +246,6 @@ def _optimiser(config: Any, encoders: Sequence[nn.Module], learned: Sequence[Ten
     if learned:
         optimiser.add_param_group({"params": list(learned), "weight_decay": 0.0})
     return optimiser
-
-
-def _warmup(warmup: float, steps: int) -> tuple[int, list[str]]:
-    """Steps of warm-up, given as steps or as a share of the run, and a note where there are not as many."""
-    wanted = round(warmup * steps) if warmup < 1 else int(warmup)
-    if wanted < steps:
-        return wanted, []
-    cut = steps // 10
-    return cut, [f"optim.warmup={wanted}: the run has only {steps} steps; its warm-up is a tenth of them, {cut}"]
 
 
 def _require_rows(config: Any, count: int) -> None:

@@ -14,6 +14,7 @@ import torch
 
 from negbank import files
 from negbank.owner import sweep
+from negbank.remedies import remedy
 from negbank.snapshot import Snapshot
 
 STATE, METRICS, SNAPSHOT = "state.pt", "metrics.jsonl", "snapshot_{}"
@@ -53,8 +54,9 @@ def save(folder: Path, state: dict[str, Any], snapshots: Sequence[Snapshot | Non
                 if snapshot is not None:
                     snapshot.save(draft / SNAPSHOT.format(position))
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError of its zip writer
+        cause = remedy(error) if isinstance(error, OSError) else f"{error}; free some space"
         raise CheckpointError(
-            f"{final}: not written ({error}); earlier checkpoints are whole: free some space, then resume the run"
+            f"{final}: not written ({cause}); earlier checkpoints are whole: see to it, then resume the run"
         ) from error
     found = steps(folder)
     for old in (each for each in found if each > step or each in found[: found.index(step)][: 1 - KEEP]):
@@ -93,7 +95,7 @@ def load(folder: Path, *, device: torch.device, passed_over: Callable[[str], Non
             if isinstance(error, CheckpointError):
                 raise
             if isinstance(error, OSError):
-                raise CheckpointError(f"{error.filename or path}: not readable ({error.strerror or error})") from error
+                raise CheckpointError(f"{error.filename or path}: not readable ({remedy(error)})") from error
             if step == found[0]:
                 raise CheckpointError(
                     f"{error}, as every checkpoint is; remove {folder} to begin the run again"

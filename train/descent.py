@@ -83,8 +83,9 @@ class Descent:
 
     def _refuse(self, values: Tensor, rows: Tensor, what: str) -> None:
         bad = rows[~torch.isfinite(values).all(-1)] if len(values) == len(rows) else rows
+        wrong = "is not finite, or is zero" if what == "embedding" else "is not finite"
         raise NonFiniteError(
-            f"step {self.step_number}: the {what} of rows {bad.unique().tolist()[:8]} is not finite; the step was not "
+            f"step {self.step_number}: the {what} of rows {bad.unique().tolist()[:8]} {wrong}; the step was not "
             f"taken; start anew in another run.dir, with a lower optim.lr, a higher loss.temperature or "
             f"run.precision=float32"
         )

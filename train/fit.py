@@ -17,6 +17,7 @@ from negbank.train.config import parse
 from negbank.train.data.contract import Data, Pairs, Splits
 from negbank.train.data.dataset import FromDataset
 from negbank.train.data.tensors import TensorData
+from negbank.train.lengthen import LENGTH
 from negbank.train.run import resume as resume_run
 from negbank.train.run import start
 
@@ -47,7 +48,7 @@ def fit(
             the one that the section `encoder` names.
         test: held-out data of the same kind, for evaluation.
         overwrite: whether a run that run.dir holds already is replaced.
-        resume: whether that run goes on instead.
+        resume: whether that run goes on instead, for run["steps"] steps in all.
         sections: the sections of YAML by name, each a mapping of its options or the name of its type alone.
 
     Returns:
@@ -65,7 +66,9 @@ def fit(
     splits = data if isinstance(data, Splits) else Splits(as_data(data), None if test is None else as_data(test), ())
     kept: list[nn.Module] = []
     if resume:
-        summary = resume_run(Path(config.run.dir), encoder=encoder, splits=splits, keep=kept)
+        length = {key: value for key, value in given.get("run", {}).items() if key in LENGTH and value is not None}
+        changed = [f"run.{key}={value}" for key, value in length.items()]
+        summary = resume_run(Path(config.run.dir), changed, encoder=encoder, splits=splits, keep=kept)
     else:
         summary = start(config, overwrite=overwrite, encoder=encoder, splits=splits, keep=kept)
     trained = [module.eval() for module in kept]

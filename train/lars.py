@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from negbank.bounds import Ge, Lt, Positive, checked
+from negbank.bounds import Ge, Gt, Le, Lt, Positive, checked
 from negbank.train.optim import parameter_groups
 
 
@@ -86,7 +86,7 @@ class Lars(Optimizer):
 def lars(
     module: nn.Module,
     *,
-    lr: Positive = 0.06,
+    lr: Annotated[float, Gt(0), Le(1e30)] = 0.06,
     weight_decay: Annotated[float, Ge(0)] = 5e-4,
     momentum: Annotated[float, Ge(0), Lt(1)] = 0.9,
 ) -> Optimizer:

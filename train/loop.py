@@ -20,7 +20,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from negbank import files
-from negbank.train import checkpoint, report
+from negbank.train import checkpoint, lengthen, optim, report
 from negbank.train.build import Assembly
 from negbank.train.config import to_dict
 from negbank.train.config.differences import differences
@@ -51,6 +51,7 @@ class Loop:
         self.seconds = 0.0
         self._asked: int | None = None
         self._done = False
+        self._due = False  # whether what follows a step was left out, as at the end of a run
         parts, seed = (assembly.inference, assembly.splits), assembly.config.run.seed
         running = Running(self.trainer, *parts, folder, steps=assembly.steps, seed=seed, log=self._log)
         for hook in assembly.hooks.values():
@@ -78,6 +79,10 @@ class Loop:
                 self.kept = self.assembly.evaluation.baseline()
                 self._evaluate("untrained_")
                 self._refresh()
+            if self._due:
+                self._refresh()
+                if trainer.step_number % self.assembly.config.eval.every == 0:
+                    self._evaluate()
             while trainer.step_number < total:
                 metrics = trainer.step()
                 step = trainer.step_number
@@ -117,16 +122,33 @@ class Loop:
         if found is None:
             return None
         state, snapshots, metrics = found
-        differ = differences(to_dict(self.assembly.config), state["config"], "in the checkpoint")
+        mine, theirs = (lengthen.without_length(each) for each in (to_dict(self.assembly.config), state["config"]))
+        differ = differences(mine, theirs, "in the checkpoint")
         if differ:
             raise RunError(
                 f"{self.folder}: its checkpoint is of another configuration ({differ}); put {CONFIG} back or start anew"
             )
+        self._lengthen(state["trainer"]["step"], state["total"])
         self.trainer.load_state_dict(state["trainer"], snapshots)
         for name, hook in self.assembly.hooks.items():
             hook.load_state_dict(state["hooks"][name])
         self.kept, self.seconds = state["kept"], state["seconds"]
         return metrics
+
+    def _lengthen(self, step: int, before: int) -> None:
+        """Go on from a checkpoint of a run of `before` steps, which may be another number than this one's."""
+        total, descent = self.assembly.steps, self.trainer.descent
+        if total < step:
+            raise RunError(
+                f"{self.folder}: run.steps is {total}, and its checkpoint is of step {step}; set {step} or more"
+            )
+        if total != before:
+            then = optim.factor(self.assembly.config.optim, step, before)
+            rates = (then, descent.schedule(step))
+            tqdm.write(
+                f"note: {lengthen.said(self.assembly.config, step=step, before=before, total=total, rates=rates)}"
+            )
+        self._due = step == before < total
 
     def _refresh(self) -> None:
         with self._named():
@@ -191,6 +213,7 @@ class Loop:
         self._board.flush()
         state = {
             "config": to_dict(self.assembly.config),
+            "total": self.assembly.steps,
             "trainer": self.trainer.state_dict(),
             "hooks": {name: hook.state_dict() for name, hook in self.assembly.hooks.items()},
             "kept": self.kept,

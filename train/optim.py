@@ -8,9 +8,11 @@ from typing import Annotated, Any
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from negbank.bounds import Ge, Lt, Positive
+from negbank.bounds import Ge, Gt, Le, Lt
 
 Decay = Annotated[float, Ge(0), Lt(1)]
+Rate = Annotated[float, Gt(0), Le(1e30)]
+"""Of learning: more overflows in float32 before there is anything to diverge."""
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -44,10 +46,37 @@ def cosine_with_warmup(step: int, steps: int, warmup: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
 
 
+def constant_with_warmup(step: int, steps: int, warmup: int) -> float:
+    """Factor on the base learning rate at `step`: linear to 1 in `warmup` steps, then 1 however long the run is.
+
+    Raises:
+        ValueError: as `cosine_with_warmup`.
+    """
+    cosine = cosine_with_warmup(step, steps, warmup)
+    return cosine if step < warmup else 1.0
+
+
+SCHEDULES = {"cosine": cosine_with_warmup, "constant": constant_with_warmup}
+
+
+def factor(section: Any, step: int, steps: int) -> float:
+    """That of a section's `schedule` and `warmup` at a step of a run of so many."""
+    return SCHEDULES[section.schedule](step, steps, warmup_steps(section.warmup, steps)[0])
+
+
+def warmup_steps(warmup: float, steps: int) -> tuple[int, list[str]]:
+    """Steps of warm-up, given as steps or as a share of the run, and a note where there are not as many."""
+    wanted = round(warmup * steps) if warmup < 1 else int(warmup)
+    if wanted < steps:
+        return wanted, []
+    cut = steps // 10
+    return cut, [f"optim.warmup={wanted}: the run has only {steps} steps; its warm-up is a tenth of them, {cut}"]
+
+
 def adamw(
     module: nn.Module,
     *,
-    lr: Positive = 1e-3,
+    lr: Rate = 1e-3,
     weight_decay: Annotated[float, Ge(0)] = 1e-4,
     betas: tuple[Decay, Decay] = (0.9, 0.999),
 ) -> Optimizer:
@@ -65,7 +94,7 @@ def adamw(
 def adam(
     module: nn.Module,
     *,
-    lr: Positive = 1e-3,
+    lr: Rate = 1e-3,
     weight_decay: Annotated[float, Ge(0)] = 1e-4,
     betas: tuple[Decay, Decay] = (0.9, 0.999),
 ) -> Optimizer:
@@ -83,7 +112,7 @@ def adam(
 def sgd(
     module: nn.Module,
     *,
-    lr: Positive = 0.06,
+    lr: Rate = 0.06,
     weight_decay: Annotated[float, Ge(0)] = 5e-4,
     momentum: Annotated[float, Ge(0), Lt(1)] = 0.9,
 ) -> Optimizer:

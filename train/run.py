@@ -26,9 +26,11 @@ from tqdm import tqdm
 
 from negbank import files
 from negbank.owner import OwnedError, owned, sweep
-from negbank.train import checkpoint, registry
+from negbank.remedies import remedy
+from negbank.train import checkpoint, lengthen, registry
 from negbank.train.build import Assembly, build
 from negbank.train.config import load, to_dict
+from negbank.train.config.differences import differences
 from negbank.train.data.contract import Splits
 from negbank.train.loop import CHECKPOINTS, CONFIG, METRICS, SUMMARY, Loop, RunError
 
@@ -77,24 +79,35 @@ def start(
 
 
 def resume(
-    folder: Path, *, encoder: Modules = None, splits: Splits | None = None, keep: list[nn.Module] | None = None
+    folder: Path,
+    overrides: Sequence[str] = (),
+    *,
+    encoder: Modules = None,
+    splits: Splits | None = None,
+    keep: list[nn.Module] | None = None,
 ) -> dict[str, Any]:
     """Go on with the run in `folder` from its newest checkpoint, or from the beginning when it has none.
 
     A checkpoint that is damaged is passed over, with a word about it: what followed the one before is computed again.
+
+    Args:
+        overrides: changes to its configuration: how long it is (run.steps, run.epochs; see `negbank.train.lengthen`),
+            and what `negbank.train.config.differences.MAY_DIFFER` lists.
 
     Raises:
         RunError: when there is no run, or its checkpoint is of another configuration.
         CheckpointError: when every checkpoint is damaged.
         OwnedError: when another process trains there.
     """
-    config = read_config(folder)
+    config = read_config(folder, overrides)
     with _claimed(folder):
         assembly = _built(config, encoder, splits, keep)
         run = Loop(folder, assembly)
         _require_space(folder, assembly)
         _tidy(folder)
         metrics = run.restore(lambda damage: tqdm.write(f"note: {damage}"))
+        if overrides:
+            write_config(folder, config)
         (folder / files.MANIFEST).unlink(missing_ok=True)  # it has not finished
         files.write(folder / METRICS, metrics or b"")  # rows after the checkpoint are written again
         return run.run()
@@ -122,15 +135,19 @@ def evaluate(folder: Path) -> dict[str, float]:
     return {**run.kept, **run.assembly.evaluation.full(), "steps": run.trainer.step_number}
 
 
-def read_config(folder: Path) -> Any:
-    """The configuration of the run in `folder`.
+def read_config(folder: Path, overrides: Sequence[str] = ()) -> Any:
+    """The configuration of the run in `folder`, with changes that a run may go on with.
 
     Raises:
-        RunError: when there is none.
+        RunError: when there is none, or for a change that would make another run of it.
     """
     if not (folder / CONFIG).exists():
         raise RunError(f"{folder}: no {CONFIG} in it, so no run; give the run.dir of a run that was started")
-    config, _ = load(folder / CONFIG)
+    config, _ = load(folder / CONFIG, overrides, inputs=True)
+    if overrides:
+        before = lengthen.without_length(to_dict(load(folder / CONFIG)[0]))
+        if differ := differences(lengthen.without_length(to_dict(config)), before, "there"):
+            raise RunError(f"{folder}: goes on as it was begun ({differ}); leave it out, or begin another run")
     config.run.dir = str(folder)
     return config
 
@@ -154,7 +171,7 @@ def _claimed(folder: Path) -> Iterator[None]:
         except OwnedError as error:
             raise OwnedError(f"run.dir={error}") from None
         except OSError as error:
-            raise RunError(f"run.dir={folder}: not writable ({error.strerror}); choose another run.dir") from None
+            raise RunError(f"run.dir={folder}: not writable ({remedy(error)}); choose another run.dir") from None
         yield
 
 

@@ -66,7 +66,10 @@ def views_of(towers: int) -> int:
 def row_of_views(embeddings: Tensor, rows: int, views: int) -> Tensor:
     """One unit row (B, D) for each of B rows, of its one or two views, which come first in embeddings (n, D)."""
     first, *second = embeddings.detach()[: views * rows].split(rows)
-    return unit_rows(first + second[0]) if second else first
+    if not second:
+        return first
+    both = first + second[0]  # opposite views have no mean direction: the first then stands for both
+    return unit_rows(torch.where((both == 0).all(-1, keepdim=True), first, both))
 
 
 def require_fitting(towers: Sequence[Tower], batches: BatchSampler, *, micro_batch: int | None = None) -> None:

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from negbank.counter import Counter
 from negbank.refresh import RefreshReport
 from negbank.samplers.batches import BatchSampler
-from negbank.samplers.negatives import EncodedBatch, Expected, Info, Negatives, Ticket
+from negbank.samplers.meeting import Meeting
+from negbank.samplers.negatives import EncodedBatch, Info, Negatives, Ticket
 from negbank.samplers.negatives.contract import number
 from negbank.snapshot import Snapshot
 from negbank.train.data.ahead import Ahead, Fetched
@@ -217,7 +218,7 @@ class Trainer:
         """What a direction's negatives see of a step."""
         mine, theirs, keys = encoded.embeddings[way.anchors], encoded.embeddings[way.keys], encoded.keys[way.keys]
         count = self.views * len(rows)
-        known = expected(self.batches, rows)
+        known = meeting(self.batches, rows)
         if way.anchors == way.keys:
             return EncodedBatch.from_views(rows, mine, ticket.further, keys, known)
         return EncodedBatch.from_pairs(
@@ -264,7 +265,8 @@ class Trainer:
             name = f"{position} second" if not inputs else str(position)
             embeddings = passes(self._forward[position], pieces, name=name)
             every = torch.cat((rows.repeat(self.views if inputs else 0), further))
-            self.descent.require_finite(embeddings, every, "embedding")
+            found = embeddings.detach()  # what overflows may be normalised to a row of zeros, which has no direction
+            self.descent.require_finite(found / found.norm(dim=-1, keepdim=True), every, "embedding")
         return embeddings
 
     def _seeds(self, step: int, position: int, slots: Tensor) -> Tensor:
@@ -334,9 +336,9 @@ def _asked(tickets: Sequence[Ticket | None], position: int, trainer: Trainer) ->
     return torch.cat(found) if found else torch.empty(0, dtype=torch.int64, device=trainer.device)
 
 
-def expected(batches: BatchSampler, rows: Tensor) -> Expected | None:
+def meeting(batches: BatchSampler, rows: Tensor) -> Meeting | None:
     """What the batches say of the rows (B,) they handed out; None where they are uniform, or say nothing."""
-    return functools.partial(batches.expected, rows) if batches.known and not batches.uniform else None
+    return batches.meeting(rows) if batches.known and not batches.uniform else None
 
 
-__all__ = ["PHASES", "Negatives", "Trainer", "expected"]
+__all__ = ["PHASES", "Negatives", "Trainer", "meeting"]

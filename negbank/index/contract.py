@@ -142,7 +142,7 @@ def asked(index: Index, queries: Tensor, k: int, exclude: Tensor | None) -> tupl
     Raises:
         ValueError: for queries of another shape, or that are not finite; for k that is no count, or more than is left.
     """
-    if not isinstance(queries, Tensor):
+    if not isinstance(queries, Tensor) or queries.layout is not torch.strided:
         queries = torch.cat([as_tensor(part) for part in as_rows(queries, "queries")])
     if queries.ndim != 2 or queries.shape[1] != index.vectors.shape[1] or not queries.dtype.is_floating_point:
         raise ValueError(

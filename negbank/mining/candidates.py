@@ -6,11 +6,7 @@ Queries go to the index in runs that start at multiples of `RUN`: what shares a 
 
 from __future__ import annotations
 
-import hashlib
-import pickle
 from collections.abc import Callable
-from functools import partial
-from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -259,65 +255,6 @@ class Finder:
         rows, lefts, rights = np.concatenate(pairs, axis=1)
         counts = np.bincount(rows, minlength=len(candidates))
         return near, Csr(offsets(counts), lefts.astype(np.int32)), rights.astype(np.int32)
-
-
-def identity(rescore: Any) -> str | None:
-    """A digest of what a callable computes by: its code, what this closes over and refers to, weights, attributes.
-
-    Raises:
-        ValueError: where that cannot be told; a string attribute `fingerprint` says it.
-    """
-    if rescore is None:
-        return None
-    digest, seen = hashlib.sha256(), set()
-
-    def add(value: Any) -> None:
-        if id(value) in seen and not isinstance(value, str | bytes | int | float):
-            return digest.update(b"again")
-        seen.add(id(value))
-        kept.append(value)
-        told = getattr(value, "fingerprint", None)
-        if isinstance(told, str):
-            digest.update(told.encode())
-        elif isinstance(value, MethodType):
-            add(value.__self__), add(value.__func__)
-        elif isinstance(value, FunctionType):
-            names = [name for name in value.__code__.co_names if name in value.__globals__]
-            held = [cell.cell_contents for cell in value.__closure__ or ()]
-            for part in (value.__code__, value.__defaults__, value.__kwdefaults__, held):
-                add(part)
-            for name in names:
-                add(name), add(value.__globals__[name])
-        elif isinstance(value, CodeType):
-            for part in (value.co_code, value.co_names, *value.co_consts):
-                add(part)
-        elif isinstance(value, ModuleType):
-            digest.update(value.__name__.encode())
-        elif isinstance(value, list | tuple):
-            for part in value:
-                add(part)
-        elif isinstance(value, partial):
-            add(value.func), add(value.args), add(sorted(value.keywords.items()))
-        elif isinstance(value, torch.nn.Module):
-            digest.update(repr(value).encode())
-            add(sorted(value.state_dict().items()))
-        elif isinstance(value, Tensor):
-            add(value.detach().cpu().numpy() if value.dtype != torch.bfloat16 else value.detach().cpu().float().numpy())
-        elif hasattr(value, "__dict__") and not isinstance(value, type):
-            add(type(value)), add(sorted(vars(value).items()))
-            add(vars(type(value)).get("__call__"))
-        else:
-            digest.update(pickle.dumps(value))
-
-    kept: list[Any] = []
-    try:
-        add(rescore)
-    except (TypeError, AttributeError, ValueError, RecursionError, pickle.PicklingError) as error:
-        raise ValueError(
-            f"rescore: what {rescore!r} computes by cannot be told ({error}), and out= compares it; "
-            f"give it an attribute `fingerprint`, a string that names it"
-        ) from None
-    return digest.hexdigest()
 
 
 def sample_of(count: int, seed: int) -> np.ndarray:

@@ -300,6 +300,8 @@ def relate(
     ours = theirs = None
     if groups is not None:
         labels = as_labels(groups, "groups")
+        if len(labels) > 2:
+            raise ValueError(f"groups: {len(labels)} sets of labels; give those of queries and of the corpus")
         if len(labels) == 1 and not within and (positives is not None or queries != rows):
             raise ValueError(
                 "groups: queries are not the corpus here; give a pair (labels of queries, labels of the corpus)"
@@ -324,7 +326,10 @@ def _identical(texts: Any, own: Ids, ids: Ids, known: Csr, *, named: bool) -> li
         return found
     if not isinstance(texts, tuple) or len(texts) != 2:
         raise ValueError("ignore_identical: expected True, False, or a tuple (texts of queries, texts of the corpus)")
-    ours, theirs = as_labels(texts, "ignore_identical")
+    both = as_labels(texts, "ignore_identical")
+    if len(both) != 2:
+        raise ValueError("ignore_identical: expected a tuple of two lists (texts of queries, texts of the corpus)")
+    ours, theirs = both
     if len(ours) != count or len(theirs) != len(ids):
         raise ValueError(f"ignore_identical: {len(ours)} and {len(theirs)} texts for {count} and {len(ids)} rows")
     order = np.argsort(theirs, kind="stable")

@@ -19,8 +19,9 @@ from negbank.bounds import Count, Gt, Le, checked
 from negbank.bounds import Positive as Positive_
 from negbank.mining import parts
 from negbank.mining.budget import index_pays, parse_size, plan
-from negbank.mining.candidates import RUN, Finder, Rescore, build_index, identity
+from negbank.mining.candidates import RUN, Finder, Rescore, build_index
 from negbank.mining.choice import choose, padded
+from negbank.mining.identity import identity
 from negbank.mining.inputs import IdsLike, Positives, Source, Work, open_inputs
 from negbank.mining.result import MiningResult
 from negbank.mining.rules import Finite, Rank, Reference, Rules, Shortfall, Strategy
@@ -151,7 +152,7 @@ def mine_hard_negatives(
     if work.searched is not None or index not in (None, "exact"):
         width = RUN * math.ceil(width / RUN)
     told = {**rules._asdict(), "dedupe": dedupe, "near": near, "exact": exact, "index": index, "inputs": digest}
-    told |= {"rescore": identity(rescore), "ignore_identical": ignore_identical is True}
+    told |= {"rescore": None if out is None else identity(rescore), "ignore_identical": ignore_identical is True}
     with nullcontext() if out is None else parts.opened(Path(out), told, width) as folder:
         if folder is not None:
             if folder.complete:

@@ -162,7 +162,7 @@ class Folder:
                 files.seal(path, found, [])
             return found
         found = read_manifest(path)
-        there = found.get("run", {})
+        there: dict[str, Any] = found.get("run", {})
         different = [key for key in run if there.get(key) != run[key]]
         if different:
             told = ", ".join(f"{key}={there.get(key)!r} there, {run[key]!r} here" for key in different[:3])

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from negbank.samplers.meeting import Meeting
 from negbank.snapshot import Snapshot
 
 
@@ -23,7 +24,7 @@ class BatchSampler(Protocol):
     """Whether, given one row of a batch, the others are uniform over the rest: what in-batch proposals need."""
 
     known: bool
-    """Whether `expected` can be asked."""
+    """Whether `meeting` can be asked."""
 
     def __iter__(self) -> Iterator[list[int]]: ...
 
@@ -33,11 +34,8 @@ class BatchSampler(Protocol):
         """Plan from this version of the bank from now on; what was handed out stays handed out."""
         ...
 
-    def expected(self, rows: Tensor, ids: Tensor) -> Tensor:
-        """How often row ids[j] is to be expected in a batch that holds rows[i]: (B, n) float64.
-
-        rows (B,): of a batch as it was handed out, in that order, under the snapshot in use. ids (n,): any rows.
-        """
+    def meeting(self, rows: Tensor) -> Meeting | None:
+        """How the rows (B,) of a batch met, in the order in which it was handed out; None for uniform draws."""
         ...
 
     def set_epoch(self, epoch: int) -> None:

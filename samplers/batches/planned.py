@@ -25,6 +25,7 @@ from torch.utils.data import Sampler
 
 from negbank.counter import Counter
 from negbank.samplers.batches.groups import check_groups, spread
+from negbank.samplers.meeting import Meeting
 from negbank.snapshot import Snapshot
 
 
@@ -50,14 +51,14 @@ class Planned(Sampler[list[int]]):
     uniform = False
     """Whether, given one row of a batch, the others are uniform over the rest; never so under `max_per_group`."""
     known = False
-    """Whether `expected` can be asked: always where batches are uniform."""
+    """Whether `meeting` can be asked: always where batches are uniform."""
     disjoint = True
     """Whether an epoch deals out its rows, each once; otherwise every plan chooses from all rows."""
 
+    _handed_out: int  # of the epoch's batches, to anybody
+    _order: Tensor
     _ended: bool
     _turn: object
-    _handed_out: int
-    _order: Tensor
 
     def __init__(
         self,
@@ -124,11 +125,16 @@ class Planned(Sampler[list[int]]):
             if self._stale and at >= self._handed_out:
                 self._arrange()
             batch = self._order[at * self.batch_size : (at + 1) * self.batch_size]
+            rows = self.hand_out(at, batch, again=at < self._handed_out)
             at += 1
             self._at, self._handed_out = at, max(at, self._handed_out)
-            yield batch.tolist()
+            yield rows
         if turn is self._turn:
             self._ended = True
+
+    def hand_out(self, at: int, batch: Tensor, *, again: bool) -> list[int]:
+        """The rows of the plan's batch (B,) at a place of the epoch; `again`: it was handed out before."""
+        return batch.tolist()
 
     def update(self, snapshot: Snapshot) -> None:
         """Plan what is left of the epoch from this version of the bank, when its next batch is asked for.
@@ -142,8 +148,8 @@ class Planned(Sampler[list[int]]):
             )
         self._snapshot, self._stale, self._prepared = snapshot, True, False
 
-    def expected(self, rows: Tensor, ids: Tensor) -> Tensor:
-        """How often row ids[j] is to be expected in a batch that holds rows[i]: (B, n) float64, (B − 1) / (N − 1).
+    def meeting(self, rows: Tensor) -> Meeting | None:
+        """How the rows (B,) of a batch met; None where they are uniform draws.
 
         Raises:
             ValueError: where it is not known.
@@ -152,16 +158,16 @@ class Planned(Sampler[list[int]]):
             raise ValueError(
                 f"{type(self).__name__}: how often two rows meet is not known; take uniform or drawn batches"
             )
-        share = (len(rows) - 1) / (self.num_rows - 1)
-        return torch.full((len(rows), len(ids)), share, dtype=torch.float64, device=rows.device)
+        return None
 
     def set_epoch(self, epoch: int) -> None:
         """Start epoch `epoch` from its first batch."""
-        self._put(epoch, 0, 0, stale=True, order=torch.empty(0, dtype=torch.int64))
+        order, planned = torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.bool)
+        self._put(epoch, 0, 0, stale=True, order=order, planned=planned)
 
-    def _put(self, epoch: int, position: int, handed_out: int, *, stale: bool, order: Tensor) -> None:
+    def _put(self, epoch: int, position: int, handed_out: int, *, stale: bool, order: Tensor, planned: Tensor) -> None:
         self._epoch, self._first, self._at, self._handed_out = epoch, position, position, handed_out
-        self._stale, self._order, self._ended = stale, order, False
+        self._stale, self._order, self._planned, self._ended = stale, order, planned, False
         self._turn = object()
 
     def state_dict(self, consumed: int | None = None) -> dict[str, Any]:
@@ -188,7 +194,8 @@ class Planned(Sampler[list[int]]):
             "epoch": self._epoch + over,
             "position": 0 if over else at,
             "handed_out": 0 if over else self._handed_out,
-            "order": self._order[:0] if over else self._order.clone(),
+            "order": self._order[:0].clone() if over else self._order.clone(),
+            "planned": self._planned[:0].clone() if over else self._planned.clone(),
             "stale": over or self._stale,
         }
 
@@ -201,7 +208,8 @@ class Planned(Sampler[list[int]]):
         if (was := (state["num_rows"], state["batch_size"])) != (now := (self.num_rows, self.batch_size)):
             raise ValueError(f"state: of num_rows, batch_size = {was}, the sampler has {now}; make it with the same")
         place = state["epoch"], state["position"], state["handed_out"]
-        self._put(*place, stale=state["stale"], order=state["order"].clone())
+        order, planned = state["order"].clone(), state["planned"].clone()
+        self._put(*place, stale=state["stale"], order=order, planned=planned)
         self._prepared = False
 
     def _arrange(self) -> None:
@@ -217,13 +225,15 @@ class Planned(Sampler[list[int]]):
         last = rows[whole * size :] if count > whole else rows[:0]
         if self.disjoint:
             rows = rows[: whole * size]
+        planned = torch.zeros(count, dtype=torch.bool)
         if self._snapshot is not None and whole > 0:
-            rows = self._planned_first(rows, whole, self._snapshot, generator)
+            rows, planned[:whole] = self._planned_first(rows, whole, self._snapshot, generator)
         rows = torch.cat((rows[: whole * size], last))
         if self._groups is not None and self._max_per_group is not None:
             reserve = None if self.disjoint else self._not_in(torch.cat((done, rows)))
             rows = spread(rows, size, self._groups, self._max_per_group, generator, reserve=reserve)
         self._order, self._stale = torch.cat((done, rows)), False
+        self._planned = torch.cat((self._planned[: self._handed_out], planned))
 
     def _not_in(self, rows: Tensor) -> Tensor:
         """The rows that are not among `rows`, ascending."""
@@ -231,13 +241,16 @@ class Planned(Sampler[list[int]]):
         left[rows] = False
         return left.nonzero().flatten()
 
-    def _planned_first(self, rows: Tensor, whole: int, snapshot: Snapshot, generator: torch.Generator) -> Tensor:
-        """Rows of as many planned batches as there are rows held by the snapshot, the others of `rows` shuffled in."""
+    def _planned_first(
+        self, rows: Tensor, whole: int, snapshot: Snapshot, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Rows of as many planned batches as there are rows held by the snapshot, the others of `rows` shuffled in; and
+        which batches (whole,) are planned."""
         held = snapshot.written.cpu()
         known = rows[held[rows]]
         count = whole * len(known) // len(rows)
         if (count < 2 and self.disjoint) or count < 1:  # a single batch of given rows needs no plan
-            return rows
+            return rows, torch.zeros(whole, dtype=torch.bool)
         known = known[: count * self.batch_size] if self.disjoint else known
         if not self._prepared:
             self.prepare(snapshot, self._counter.at("graph", snapshot.version).generator())
@@ -249,5 +262,5 @@ class Planned(Sampler[list[int]]):
         rest = torch.cat((rest[~held[rest]], rest[held[rest]]))  # where not all come, those not held yet do
         rest = rest[: (whole - len(batches)) * self.batch_size]
         rest = rest[torch.randperm(len(rest), generator=generator)]
-        batches = torch.cat((batches, rest.view(-1, self.batch_size)))
-        return batches[torch.randperm(whole, generator=generator)].flatten()
+        order = torch.randperm(whole, generator=generator)
+        return torch.cat((batches, rest.view(-1, self.batch_size)))[order].flatten(), order < len(batches)

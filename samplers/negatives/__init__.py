@@ -3,7 +3,7 @@
 L = mean_i β (Σ_r w_ir s_ir − p_i s_i⁺),    w, p detached,    p_i = Σ_r w_ir unless a method says otherwise
 """
 
-from negbank.samplers.negatives.contract import EncodedBatch, Expected, Info, Negatives, NegativeSampler, Ticket
+from negbank.samplers.negatives.contract import EncodedBatch, Info, Negatives, NegativeSampler, Ticket
 from negbank.samplers.negatives.dcl import Dcl
 from negbank.samplers.negatives.emc2 import Emc2
 from negbank.samplers.negatives.hardest import Hardest
@@ -19,7 +19,6 @@ __all__ = [
     "Dcl",
     "Emc2",
     "EncodedBatch",
-    "Expected",
     "Hardest",
     "Hcl",
     "ISogClr",

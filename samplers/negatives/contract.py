@@ -18,12 +18,11 @@ from torch import Tensor
 
 from negbank.bank import NO_ROW, require_rows
 from negbank.exclusions import Exclusions
+from negbank.samplers.meeting import Meeting, Part
 from negbank.snapshot import Snapshot
 
 Info = dict[str, Any]
 """What a sampler reports of one step, for logs: floats, and tensors () of a device that nobody has waited for yet."""
-Expected = Callable[[Tensor], Tensor]
-"""`BatchSampler.expected` of a batch's rows."""
 
 
 class EncodedBatch(NamedTuple):
@@ -33,9 +32,9 @@ class EncodedBatch(NamedTuple):
     positives (V·B, D): the positive of every anchor. drawn_rows (E,): further distinct rows that the sampler asked
     for, none of them in `rows`; drawn (E, D). keys (V·B, D): what anchors are contrasted with in place of the anchors
     themselves, in their order: the same views by a momentum encoder, or the same rows by a second encoder; None
-    without one. expected: ids (n,) → (B, n), how often a row is to be expected in a batch that holds row i; None where
-    the batch's other rows are uniform draws. others (B',): where anchors are a part of a batch, the rows of the whole
-    batch, of which `keys` (V·B', D) then are; None: rows.
+    without one. meeting: how the rows met, as their batch sampler knows; None where they are uniform draws.
+    others (B',): where anchors are a part of a batch, the rows of the whole batch, of which `keys` (V·B', D) then are;
+    None: rows.
     """
 
     rows: Tensor
@@ -44,7 +43,7 @@ class EncodedBatch(NamedTuple):
     drawn_rows: Tensor
     drawn: Tensor
     keys: Tensor | None = None
-    expected: Expected | None = None
+    meeting: Meeting | None = None
     others: Tensor | None = None
 
     @classmethod
@@ -54,7 +53,7 @@ class EncodedBatch(NamedTuple):
         embeddings: Tensor,
         drawn_rows: Tensor | None = None,
         keys: Tensor | None = None,
-        expected: Expected | None = None,
+        meeting: Meeting | None = None,
     ) -> EncodedBatch:
         """Split the output of one forward pass over [first views, second views, drawn rows]: (2·B + E, D).
 
@@ -73,7 +72,7 @@ class EncodedBatch(NamedTuple):
             raise ValueError(f"keys: {len(keys)} rows, expected one for each of 2·{count} views")
         anchors, drawn = embeddings.split((2 * count, len(drawn_rows)))
         first, second = (anchors if keys is None else keys).split(count)
-        return cls(rows, anchors, torch.cat((second, first)), drawn_rows, drawn, keys, expected)
+        return cls(rows, anchors, torch.cat((second, first)), drawn_rows, drawn, keys, meeting)
 
     @classmethod
     def from_pairs(
@@ -83,7 +82,7 @@ class EncodedBatch(NamedTuple):
         keys: Tensor,
         drawn_rows: Tensor | None = None,
         drawn: Tensor | None = None,
-        expected: Expected | None = None,
+        meeting: Meeting | None = None,
     ) -> EncodedBatch:
         """One direction of two-way contrast: anchors (B, D) of one encoder against rows of another one.
 
@@ -100,17 +99,16 @@ class EncodedBatch(NamedTuple):
                 f"rows: {len(rows)} for {len(anchors)} anchors and {len(keys)} keys, {len(drawn_rows)} drawn rows for "
                 f"{len(drawn)} embeddings; expected one each"
             )
-        return cls(rows, anchors, keys, drawn_rows, drawn, keys, expected)
+        return cls(rows, anchors, keys, drawn_rows, drawn, keys, meeting)
 
     def part(self, rows: slice) -> EncodedBatch:
         """Some of the rows' anchors, against the same candidates: weights of an anchor need not know the others'."""
-        known = self.expected
         return self._replace(
             rows=self.rows[rows],
             anchors=of_rows(self.anchors, rows, self.views),
             positives=of_rows(self.positives, rows, self.views),
             keys=self.anchors if self.keys is None else self.keys,
-            expected=None if known is None else lambda ids: known(ids)[rows],
+            meeting=None if self.meeting is None else Part(self.meeting, len(self.rows), rows),
             others=self.batch_rows,
         )
 

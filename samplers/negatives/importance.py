@@ -13,8 +13,9 @@ the positive to the denominator, as InfoNCE does.
                           rows. Every anchor uses all of them, so a drawn row costs one encoding and serves 2B anchors.
     + batch      n_i(j) = M q̄(j) + V n_i^B(j): the batch's other rows are candidates, too, each V times. n_i^B(j) is how
                           often j is to be expected in a batch that holds i, (B − 1)/(N − 1) where batches are uniform;
-                          others say it of themselves (`BatchSampler.expected`, batches/drawn.py). This is the
-                          balance heuristic of multiple importance sampling (Veach & Guibas 1995, eq. 14).
+                          others say it of themselves (`BatchSampler.meeting`, batches/drawn.py), and how often a row
+                          that came twice counts. This is the balance heuristic of multiple importance sampling (Veach
+                          & Guibas 1995, eq. 14).
 
 Z_i is unbiased for own draws, with or without the batch, and for the pool alone. For the pool with the batch it is so
 up to terms of order 1/B: q̄ is the mean over the batch's own rows, and so knows which rows are in it.
@@ -114,6 +115,9 @@ class Importance(NegativeSampler):
             positive = batch.positive_scores[:, None] / self._temperature
             every = torch.cat((logits, positive), 1) if self._positive else logits
             weights = torch.softmax(every, 1)[:, : logits.shape[1]].nan_to_num(0.0)
+            if self._batch and batch.meeting is not None:
+                counts = batch.meeting.counts / batch.meeting.mean
+                weights = weights * counts.to(weights).repeat(batch.views)[:, None]
             share = weights / weights.sum(1, keepdim=True).clamp(min=1e-12)
         info = {
             "effective_candidates": number((1 / share.square().sum(1).clamp(min=1e-12)).mean()),
@@ -125,21 +129,24 @@ class Importance(NegativeSampler):
     def _log_ratio(self, batch: EncodedBatch, drawn: Drawn) -> Tensor:
         """log k/n of every column for every row of the batch (B, C); −∞ outside D_i and where nothing was drawn.
 
-        A drawn row that is in the batch has V columns, each with a V-th of its draws.
+        A row of the batch has V columns, each with a V-th of its ratio.
         """
-        ids, count = batch.candidate_rows, len(batch.rows)
+        ids, count, views = batch.candidate_rows, len(batch.rows), batch.views
         distinct, column, repeats = ids.unique(return_inverse=True, return_counts=True)
-        each = distinct.expand(count, -1)
-        outside = ~self._exclude.to(ids.device).allowed(batch.rows, each)
-        log_q = drawn.log_prob(distinct, count)
-        at = torch.searchsorted(distinct, drawn.ids.contiguous())
-        times = torch.zeros(len(drawn.ids), len(distinct), dtype=torch.float64, device=ids.device)
-        times = times.scatter_add_(1, at, torch.ones_like(at, dtype=torch.float64)) / repeats
-        expected = self._index.count * log_q.exp()
-        times = times[:, column]
-        if self._batch:
+        outside = ~self._exclude.to(ids.device).allowed(batch.rows, distinct.expand(count, -1))
+        shared = drawn.pooled or not self._index.count
+        expected = torch.zeros(1 if shared else count, len(distinct), dtype=torch.float64, device=ids.device)
+        times = expected
+        if self._index.count:
+            expected = self._index.count * drawn.log_prob(distinct, count).exp()
+            at = torch.searchsorted(distinct, drawn.ids.contiguous())
+            times = times.scatter_add(1, at, torch.ones_like(at, dtype=torch.float64))
+        if not self._batch:
+            ratio = times / expected
+        elif batch.meeting is not None:
+            ratio = batch.meeting.ratio(distinct, times / views, expected / views)
+        else:
             uniform = (len(batch.batch_rows) - 1) / (self._num_rows - 1)
-            expected = expected + batch.views * (uniform if batch.expected is None else batch.expected(distinct))
-            times = times + (torch.arange(len(ids), device=ids.device) < batch.inside)
-        log_ratio = (times / expected[:, column]).log()
-        return torch.where(outside[:, column], -torch.inf, log_ratio).float()
+            ratio = (times / views + torch.isin(distinct, batch.batch_rows)) / (expected / views + uniform)
+        log_ratio = torch.where(outside, -torch.inf, ratio.log())
+        return (log_ratio - repeats.log())[:, column].float()

@@ -12,9 +12,9 @@ from negbank.train.config import ConfigError, load, meeting, parse, root_model, 
 MINIMAL = {"run": {"steps": 100}}
 
 
-def problems(data, *overrides):
+def problems(data, *overrides, inputs=False):
     with pytest.raises(ConfigError) as caught:
-        parse(data, overrides)
+        parse(data, overrides, inputs=inputs)
     return caught.value.problems
 
 
@@ -277,7 +277,7 @@ def test_what_cannot_meet_is_known_without_an_object(batches, grouped, tmp_path)
     ],
 )
 def test_what_is_knowable_is_said_before_anything_is_loaded(given, said):
-    (found,) = problems({**MINIMAL, **given})
+    (found,) = problems({**MINIMAL, **given}, inputs=True)
     assert found.startswith(said)
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from negbank import EmbeddingBank, Refresher
 from negbank.counter import Counter, seeded_uniforms
 from negbank.proposals import HeadTail
-from negbank.samplers.batches import UniformBatches
+from negbank.samplers.batches import Drawn, UniformBatches
 from negbank.samplers.negatives import (
     Dcl,
     Emc2,
@@ -42,6 +42,10 @@ METHODS = {
     "negative_cache": lambda v: NegativeCache(N, temperature=T, draws=2),
     "emc2": lambda v: Emc2(N, temperature=T, views=v, proposal=bind),
     "importance": lambda v: Importance(N, temperature=T, proposal=bind, draws=9),
+    "importance, drawn batches": lambda v: Importance(N, temperature=T, proposal=bind, draws=0),
+    "importance, own draws for drawn batches": lambda v: Importance(
+        N, temperature=T, proposal=bind, draws=2, pool=False
+    ),
     "importance, fresh queries": lambda v: Importance(N, temperature=T, proposal=bind, draws=9, query="fresh"),
 }
 
@@ -76,14 +80,16 @@ def trained(method, *, towers=1, dropout=0.0, micro_batch=None, steps=5):
         refresher = Refresher(bank, every=2, unit="steps", factory="exact")
         name = ("left", "right")[position] if towers == 2 else ""
         parts.append(Tower(Encoder(dropout), Rows(position), bank, METHODS[method](views), refresher, name))
+    drawn = "drawn batches" in method
+    batches = Drawn(N, B, group=3, proposal=bind) if drawn else UniformBatches(N, B)
     learned = [tensor for part in parts for tensor in part.negatives.learned]
     parameters = [p for part in parts for p in part.encoder.parameters()] + learned
     trainer = Trainer(
-        parts, batches=UniformBatches(N, B), optimiser=torch.optim.SGD(parameters, lr=0.2), schedule=lambda step: 1.0,
+        parts, batches=batches, optimiser=torch.optim.SGD(parameters, lr=0.2), schedule=lambda step: 1.0,
         temperature=T, counter=Counter.of(3), device=torch.device("cpu"), micro_batch=micro_batch,
         autocast=functools.partial(torch.autocast, "cpu", enabled=False),
     )  # fmt: skip
-    for _ in range(steps):
+    for _ in range(steps):  # drawn batches are uniform until the first refresh
         trainer.refresh()
         trainer.step()
     return torch.cat([p.detach().flatten() for p in parameters])

@@ -75,9 +75,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser().error(f"unknown: {' '.join(word for word in rest if word not in overrides) or ' '.join(rest)}")
     options.overrides = overrides
     try:
-        code = int(options.run(options))
+        done = int(options.run(options))
         sys.stdout.flush()
-        return code
+        return done
     except BrokenPipeError:  # who read the output has seen enough, as in `negbank list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE

@@ -10,7 +10,7 @@ from negbank.train.config import load
 
 def read(options: Namespace, root: Any) -> Any:
     """`options.config` with the overrides that were given, checked; notes are printed."""
-    config, notes = load(options.config, options.overrides, root=root)
+    config, notes = load(options.config, options.overrides, root=root, inputs=True)
     for note in notes:
         print(f"note: {note}")
     return config

@@ -45,14 +45,15 @@ def add(commands: Any) -> None:
     inputs.add_argument("--queries", type=Path, help="likewise; without it the corpus is mined within itself")
     inputs.add_argument(
         "--positives", type=Path,
-        help="pairs of ids: .npy, .csv, .tsv, .jsonl, .parquet, TREC qrels (.txt, .qrels), CSR in .npz (indptr, ids), "
-        "or a .json dict of lists; without it a query's positive is the corpus row of its own id",
+        help="pairs of ids, with a grade or without: .npy, .csv, .tsv, .jsonl, .parquet, qrels of TREC or BEIR (.txt, "
+        ".qrels, .tsv), CSR in .npz (indptr, ids), or a .json dict of ids, lists or {id: grade}; without it a query's "
+        "positive is the corpus row of its own id",
     )  # fmt: skip
     inputs.add_argument("--exclude", type=Path, help="pairs of ids that must not be negatives, likewise")
     inputs.add_argument(
         "--groups", type=Path, nargs="+", metavar="LABELS",
-        help="labels; rows of one label are never negatives of each other: .npy (a negative integer is no group), or "
-        "a text file with one a line; a second file for the corpus where queries are not its rows",
+        help="labels; rows of one label are never negatives of each other: .npy (a negative integer is no group), a "
+        "text file with one a line, or a table of one column; a second for the corpus where queries are not its rows",
     )  # fmt: skip
     inputs.add_argument("--corpus-ids", type=Path, help="ids of corpus rows: .npy, or a text file with one a line")
     inputs.add_argument("--query-ids", type=Path, help="ids of queries")
@@ -77,7 +78,13 @@ def add(commands: Any) -> None:
     add_rules(rules, {**RULES, **SEARCH})
     rules.add_argument(
         "--rescore", metavar="MODULE:FUNCTION",
-        help="(query ids, corpus ids) to scores, such as of a cross-encoder, that replace those of the candidates",
+        help="(query ids, corpus ids) to scores, such as of a cross-encoder, that replace those of the candidates; "
+        "with --pairs it is given texts",
+    )  # fmt: skip
+    rules.add_argument(
+        "--ignore-identical", action=argparse.BooleanOptionalAction,
+        help="a row with a query's own id or text, or the text of its positive, is no negative (the default for "
+        "texts); of embeddings: with its own id or embedding",
     )  # fmt: skip
     add_outputs(mine.add_argument_group("output"))
     mine.set_defaults(stopped="stopped; the same command goes on from the last finished part")
@@ -89,20 +96,18 @@ def run(options: argparse.Namespace) -> int:
 
     from negbank import mine_hard_negatives
     from negbank.mining.parts import require_free
-    from negbank.train.mining.encoder import scorer
+    from negbank.train.mining.arguments import check
     from negbank.train.mining.inputs import from_pairs, from_rows
 
-    if options.export is not None and options.export.suffix not in (".jsonl", ".parquet"):
-        raise ValueError(f"export={options.export}: expected a path that ends in .jsonl or .parquet")
+    check(options)
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     if several:
         torch.distributed.init_process_group("gloo")
     try:
         require_free(options.out)
         inputs, lookup = (from_rows if options.pairs is None else from_pairs)(options)
-        rescore = None if options.rescore is None else scorer(options.rescore)
         result = mine_hard_negatives(
-            **inputs, **given(options, {**RULES, **SEARCH}), rescore=rescore, out=options.out,
+            **inputs, **given(options, {**RULES, **SEARCH}), out=options.out,
             progress=not options.quiet,
         )  # fmt: skip
         if not several or torch.distributed.get_rank() == 0:

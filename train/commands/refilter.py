@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from negbank import files
-from negbank.train.mining.arguments import RULES, TEXTS, add_outputs, add_rules, given, write
+from negbank.train.mining.arguments import RULES, TEXTS, add_outputs, add_rules, check_export, given, write
 
 
 def add(commands: Any) -> None:
@@ -26,6 +26,7 @@ def run(options: Namespace) -> int:
     """Save what other rules give."""
     from negbank import MiningResult
 
+    check_export(options)
     result = MiningResult.load(options.result).refilter(**given(options, RULES))
     result.save(options.out)
     texts, lookup = options.result / TEXTS, None

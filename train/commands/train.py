@@ -11,6 +11,7 @@ examples:
   negbank train configs/quickstart.yaml                          pre-train; results in runs/quickstart
   negbank train configs/quickstart.yaml negatives.type=in_batch run.dir=runs/simclr
   negbank train --resume runs/quickstart                         go on after an interruption
+  negbank train --resume runs/quickstart run.steps=4000          make it longer
   negbank list                                                   every name and key, its default and its meaning
 """
 
@@ -19,7 +20,7 @@ def add(commands: Any) -> None:
     """Register the verb."""
     train = commands.add_parser(
         "train", help="pre-train an encoder", epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage="negbank train CONFIG [key=value ...] [--overwrite] | negbank train --resume RUN_DIR",
+        usage="negbank train CONFIG [key=value ...] [--overwrite] | negbank train --resume RUN_DIR [run.steps=N]",
         description="Pre-train an encoder as a YAML file says. `key=value` changes a key of the file; `negbank list` "
         "shows them. The run writes config.yaml, metrics.jsonl, tensorboard/, checkpoints/, summary.json and "
         "summary.png into run.dir. SIGTERM or Ctrl-C writes a checkpoint first.",
@@ -34,8 +35,8 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Begin a run, or go on with one."""
-    if options.resume is not None and (options.config is not None or options.overwrite or options.overrides):
-        raise ValueError("--resume takes the run's own configuration; give no CONFIG and no other option")
+    if options.resume is not None and (options.config is not None or options.overwrite):
+        raise ValueError("--resume takes the run's own configuration; give no CONFIG and no --overwrite")
     if options.resume is None and options.config is None:
         raise ValueError("train needs a CONFIG, or --resume RUN_DIR; see negbank train --help")
     config = None
@@ -46,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
     from negbank.train import report, run
 
     if config is None:
-        folder, summary = options.resume, run.resume(options.resume)
+        folder, summary = options.resume, run.resume(options.resume, options.overrides)
     else:
         folder, summary = config.run.dir, run.start(config, overwrite=options.overwrite)
     print(report.table(summary))

@@ -29,7 +29,7 @@ def run(options: Namespace) -> int:
         raise ValueError("validate needs a CONFIG; see negbank validate --help")
     for path in paths:
         try:
-            load(path, [*overrides, *options.overrides], root=root_of(path))
+            load(path, [*overrides, *options.overrides], root=root_of(path), inputs=True)
             print(f"{path}: ok")
         except ConfigError as error:
             print(error, file=sys.stderr)

@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from negbank.train import registry
-from negbank.train.config.checks import impossible
+from negbank.train.config.checks import impossible, missing
 from negbank.train.config.overrides import changes, merge, switch_length, switch_types
 from negbank.train.config.problems import ConfigError, lines, suggest
 from negbank.train.config.reading import read
@@ -28,13 +28,16 @@ Config = Any
 """A model of `root_model`: sections as attributes, such as config.negatives.type."""
 
 
-def load(path: str | Path, overrides: Sequence[str] = (), *, root: str = "train") -> tuple[Config, list[str]]:
+def load(
+    path: str | Path, overrides: Sequence[str] = (), *, root: str = "train", inputs: bool = False
+) -> tuple[Config, list[str]]:
     """Read a YAML file, apply `key=value` overrides, check everything.
 
     Args:
         path: the file.
         overrides: changes to it.
         root: the command whose file it is: "train", "ablate" or "compare".
+        inputs: whether what a run reads has to be there, too.
 
     Returns:
         The configuration, and notes on what an override dropped.
@@ -42,7 +45,7 @@ def load(path: str | Path, overrides: Sequence[str] = (), *, root: str = "train"
     Raises:
         ConfigError: with every problem found, each naming its key and what to do.
     """
-    return parse(_read(path), overrides, root=root, source=str(path))
+    return parse(_read(path), overrides, root=root, source=str(path), inputs=inputs)
 
 
 def _read(path: str | Path) -> Any:
@@ -53,7 +56,12 @@ def _read(path: str | Path) -> Any:
 
 
 def parse(
-    data: Any, overrides: Sequence[str] = (), *, root: str = "train", source: str = "configuration"
+    data: Any,
+    overrides: Sequence[str] = (),
+    *,
+    root: str = "train",
+    source: str = "configuration",
+    inputs: bool = False,
 ) -> tuple[Config, list[str]]:
     """`load` for a mapping that is read already."""
     problems: list[str] = []
@@ -79,13 +87,13 @@ def parse(
         whole = resolved(merge(data, over), problems)
     except ValueError as error:
         raise ConfigError(source, [*problems, str(error)]) from None
-    config, found = check(whole, root)
+    config, found = check(whole, root, inputs=inputs)
     if problems + found:
         raise ConfigError(source, problems + found)
     return config, notes
 
 
-def check(data: Mapping[str, Any], root: str) -> tuple[Config, list[str]]:
+def check(data: Mapping[str, Any], root: str, *, inputs: bool = False) -> tuple[Config, list[str]]:
     """The configuration of a mapping and what is wrong with it; None where something is."""
     top = root_model(root)
     problems: dict[str, str] = {}
@@ -97,6 +105,7 @@ def check(data: Mapping[str, Any], root: str) -> tuple[Config, list[str]]:
     whole = dict(config) if config is not None else _sound(data, top, problems)
     names = registry.CHECKED.keys() & whole.keys() if root == "train" else {root}
     across = impossible(whole) if root == "train" else []
+    across += missing(whole) if inputs and root == "train" else []
     across += [problem for name in sorted(names) for problem in registry.target_check(name)(whole)]
     return config, [*problems.values(), *across]
 

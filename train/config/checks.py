@@ -64,9 +64,11 @@ def _second_pass(negatives: Any, encoder: Any) -> Iterator[str]:
         )
 
 
-def _inputs(data: Any, batches: Any) -> Iterator[str]:
-    for kind, section in (("data", data), ("batches", batches)):
-        yield from _unreadable(kind, section, kind)
+def missing(sections: Mapping[str, Any]) -> list[str]:
+    """The files and folders that a run reads and that are not there: asked where it is to begin."""
+    return [
+        line for kind in ("data", "batches") if kind in sections for line in _unreadable(kind, sections[kind], kind)
+    ]
 
 
 def _unreadable(kind: str, section: Options, path: str) -> Iterator[str]:
@@ -97,5 +99,5 @@ def _augment(data: Any) -> Iterator[str]:
 
 
 CHECKS: tuple[Callable[..., Iterator[str]], ...] = (
-    _length, _norm, _pieces, _meeting, _second_pass, _inputs, _adapt, _augment,
+    _length, _norm, _pieces, _meeting, _second_pass, _adapt, _augment,
 )  # fmt: skip

@@ -86,7 +86,7 @@ def _text(error: Mapping[str, Any], root: type[Options]) -> str:
 def _bound(bound: Any) -> str:
     whole = int(bound) if isinstance(bound, float) and bound % 1 == 0 else bound
     power = isinstance(whole, int) and whole >= 1 << 20 and whole & (whole - 1) == 0
-    return f"{whole} (2**{whole.bit_length() - 1})" if power else str(whole)
+    return f"{whole} (2**{whole.bit_length() - 1})" if power else f"{bound:g}" if bound == whole > 1e15 else str(whole)
 
 
 def shown(value: Any) -> str:

@@ -66,6 +66,7 @@ class Data(Options):
 
 
 class Optim(Options):
+    schedule: Literal["cosine", "constant"] = option("cosine", "of the learning rate after the warm-up")
     warmup: Annotated[Steps, Field(ge=0)] = option(0, "steps of linear warm-up; below 1: a share of the run")
 
 

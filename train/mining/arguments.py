@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from negbank import files
-from negbank.owner import owned
+from negbank.owner import LOCK, owned
 
 TEXTS = "texts.json"
 """File of a result's folder: what its ids stand for, a pair of queries and corpus."""
@@ -66,6 +66,49 @@ def add_outputs(group: Any) -> None:
 def given(options: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
     """Those of the arguments that were given."""
     return {name: value for name in names if (value := getattr(options, name)) is not None}
+
+
+def check(options: argparse.Namespace) -> None:
+    """Refuse what `mine_hard_negatives`, or the writing of its result, would refuse after texts were encoded.
+
+    Raises:
+        ValueError, FileNotFoundError, ImportError: naming the argument, its value and the remedy.
+    """
+    import inspect
+
+    from negbank import mine_hard_negatives
+    from negbank.bounds import misfit
+    from negbank.mining.budget import parse_size
+
+    parameters = inspect.signature(mine_hard_negatives, eval_str=True).parameters
+    for name, value in given(options, {**RULES, **SEARCH}).items():
+        problem = misfit(parameters[name].annotation, value)
+        if problem is not None:
+            raise ValueError(f"{name}={value!r}: expected {problem}")
+    if options.memory_budget is not None:
+        parse_size(options.memory_budget)
+    check_export(options)
+    out = options.out
+    others = {each.name for each in out.iterdir()} - {LOCK, files.MANIFEST + files.DRAFT} if out.is_dir() else set()
+    if others and files.MANIFEST not in others:
+        raise ValueError(f"out={out}: the folder holds other files; give a new or empty one")
+
+
+def check_export(options: argparse.Namespace) -> None:
+    """Refuse an --export that could not be written.
+
+    Raises:
+        ValueError, FileNotFoundError, ImportError: as `check`.
+    """
+    export = options.export
+    if export is None:
+        return
+    if export.suffix not in (".jsonl", ".parquet"):
+        raise ValueError(f"export={export}: expected a path that ends in .jsonl or .parquet")
+    if not export.parent.is_dir():
+        raise FileNotFoundError(f"export={export}: no folder {export.parent}; make it first")
+    if export.suffix == ".parquet" and find_spec("pyarrow") is None:
+        raise ImportError(f"export={export} needs the package `pyarrow`: pip install 'negbank[text]'")
 
 
 def write(result: Any, lookup: Any, options: argparse.Namespace) -> None:

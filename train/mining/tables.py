@@ -1,16 +1,27 @@
-"""Columns of CSV, TSV, JSONL and Parquet files, relevance judgements, and lists of ids."""
+"""Columns of CSV, TSV, JSONL and Parquet files, and lists of ids.
+
+A CSV file is read as Python's `csv` reads it. A TSV file, too, where its quotes are balanced and stay within a line;
+else a quote is a character like another. A byte order mark and blank lines at the end are no text. What a file says
+twice, not at all, or in a way that could mean two things is refused with its name.
+"""
 
 from __future__ import annotations
 
 import csv
+import io
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
+from negbank.arrays import OTHERS
+
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
+Table = dict[str, list[Any]]
 
 
 def is_table(path: str | Path) -> bool:
@@ -18,36 +29,28 @@ def is_table(path: str | Path) -> bool:
     return Path(path).suffix in SUFFIXES
 
 
-def read_table(path: Path) -> dict[str, list[Any]]:
-    """All columns of a table: name → values, strings where the format has no types.
+def read_table(path: Path) -> Table:
+    """All columns of a table: name → values, strings where the format has no types, None where a record has none.
 
     Raises:
         FileNotFoundError: when there is no such file.
-        ValueError: for an empty file, rows of different lengths, or a line that is no JSON object.
+        ValueError: for an empty file, rows of different lengths, a column named twice, a line that is no JSON object,
+            or bytes that are no UTF-8.
         ImportError: for Parquet without pyarrow.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
     if path.suffix == ".parquet":
-        try:
-            import pyarrow.parquet as pq
-        except ImportError:
-            raise ImportError(f"{path}: reading Parquet needs pyarrow: pip install 'negbank[text]'") from None
-        return dict(pq.read_table(path).to_pydict())
+        return _parquet(path)
     if path.suffix == ".jsonl":
-        return _columns_of(path)
-    csv.field_size_limit(1 << 30)
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.reader(file, delimiter="\t" if path.suffix == ".tsv" else ","))
-    if len(rows) < 2:
+        return _records(path)
+    header, *rows = delimited(path)
+    if not rows:
         raise ValueError(f"{path}: no rows below a header")
-    for number, row in enumerate(rows, start=1):
-        if len(row) != len(rows[0]):
-            raise ValueError(f"{path}: row {number} has {len(row)} fields, the header {len(rows[0])}")
-    return {name: [row[i] for row in rows[1:]] for i, name in enumerate(rows[0])}
+    if len(set(header)) < len(header):
+        raise ValueError(f"{path}: columns {', '.join(header)}; name each once")
+    return {name: [row[i] for row in rows] for i, name in enumerate(header)}
 
 
-def column(table: dict[str, list[Any]], name: str, path: Path) -> list[Any]:
+def column(table: Table, name: str, path: Path) -> list[Any]:
     """One column.
 
     Raises:
@@ -58,95 +61,163 @@ def column(table: dict[str, list[Any]], name: str, path: Path) -> list[Any]:
     return table[name]
 
 
-def read_positives(path: Path) -> Any:
-    """Known positives from a file.
-
-    (P, 2) pairs in .npy, CSR in .npz, a dict of lists in .json, pairs of ids in the first two columns of a table (rows
-    with a `score`, `label` or `relevance` of 0 or less are left out), or TREC qrels in .txt or .qrels.
+def as_text(value: Any, where: str) -> str | None:
+    """A cell as text; None where it holds none: null, NaN, or white space alone.
 
     Raises:
-        ValueError: for another ending or form.
+        ValueError: for a list, an object or a boolean, and for text that is no Unicode.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"positives={path}: no such file")
-    if path.suffix == ".npy":
-        return np.load(path, allow_pickle=False)
-    if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as arrays:
-            if not {"indptr", "ids"} <= set(arrays.files):
-                raise ValueError(f"positives={path}: arrays {arrays.files}, expected indptr and ids")
-            return arrays["indptr"], arrays["ids"]
-    if path.suffix == ".json":
-        return json.loads(path.read_text(encoding="utf-8"))
-    if path.suffix in (".txt", ".qrels"):
-        judged = [line.split() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        if any(len(words) != 4 for words in judged):
-            raise ValueError(
-                f"positives={path}: expected TREC qrels, four words a line: query, iteration, document, grade"
-            )
-        return [(words[0], words[2]) for words in judged if float(words[3]) > 0]
-    if not is_table(path):
-        raise ValueError(f"positives={path}: expected .npy, .npz, .json, .txt or .qrels (TREC), {', '.join(SUFFIXES)}")
-    table = read_table(path)
-    names = list(table)
-    if len(names) < 2:
-        raise ValueError(f"positives={path}: columns {names}, expected a query id and a corpus id")
-    graded = next((name for name in names[2:] if name in ("score", "label", "relevance")), None)
-    pairs = list(zip(table[names[0]], table[names[1]]))
-    return pairs if graded is None else [pair for pair, grade in zip(pairs, table[graded]) if float(grade) > 0]
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise ValueError(f"{where}: {value!r} is no text; give strings")
+    text = str(value)
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise ValueError(f"{where}: {text!r} has half a surrogate pair; write the file as UTF-8 again")
+    return text if text.strip() else None
+
+
+def joined(table: Table, names: Sequence[str], path: Path) -> list[str | None]:
+    """Texts of one column, or of several joined by a space; None where all are empty."""
+    parts = [column(table, name, path) for name in names]
+    found = []
+    for number, row in enumerate(zip(*parts), start=1):
+        cells = (as_text(value, f"{path}: record {number}, {name}") for name, value in zip(names, row))
+        found.append(" ".join(text for text in cells if text is not None) or None)
+    return found
 
 
 def read_ids(path: Path) -> np.ndarray:
-    """Ids from a .npy array, or one a line of a text file."""
+    """Ids or labels: a .npy array, the only column of a table, or one a line of a text file.
+
+    Raises:
+        FileNotFoundError: when there is no such file.
+        ValueError: for another format, several columns, or an empty line.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     if path.suffix == ".npy":
-        return np.load(path, allow_pickle=False)
-    return np.array(path.read_text(encoding="utf-8").split("\n")[:-1] or [""])
+        return np.asarray(loaded(path))
+    if is_table(path):
+        table = read_table(path)
+        if len(table) != 1:
+            raise ValueError(f"{path}: columns {', '.join(table)}; give a table of one column, or a line a row in .txt")
+        (values,) = table.values()
+        return np.array([_id(value, path) for value in values])
+    if path.suffix in OTHERS:
+        raise ValueError(f"{path}: {OTHERS[path.suffix]}; expected .npy, a table of one column, or a text file")
+    return np.array(lines(path))
 
 
-def typed(pairs: Any, integers: bool) -> Any:
-    """Pairs or a dict of ids with ids as integers, or as strings; arrays and CSR as they are.
+def lines(path: Path) -> list[str]:
+    """The lines of a text file, with or without a last newline.
 
     Raises:
-        ValueError: for an id that is no integer where rows are numbered.
+        ValueError: where one is empty.
     """
-    if isinstance(pairs, np.ndarray) or (isinstance(pairs, tuple) and isinstance(pairs[0], np.ndarray)):
-        return pairs
-    kind = int if integers else str
+    found = decoded(path).replace("\r\n", "\n").rstrip("\n").split("\n")
+    empty = [number for number, line in enumerate(found, start=1) if not line.strip()]
+    if empty:
+        raise ValueError(f"{path}: line {empty[0]} is empty; every line is a row")
+    return found
+
+
+def _id(value: Any, path: Path) -> str:
+    if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
+        raise ValueError(f"{path}: {value!r} is no id; expected integers or strings")
+    return str(value)
+
+
+def ids_of(values: Iterable[Any], path: Path) -> np.ndarray:
+    """A column of ids as strings; raises ValueError for what is neither integer nor string."""
+    return np.array([_id(value, path) for value in values])
+
+
+def decoded(path: Path) -> str:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    raw = path.read_bytes()
     try:
-        if isinstance(pairs, dict):
-            return {kind(q): [kind(i) for i in (ids if isinstance(ids, list) else [ids])] for q, ids in pairs.items()}
-        return [(kind(q), kind(i)) for q, i in pairs]
-    except ValueError as error:
-        raise ValueError(
-            f"positives: {error}; rows are numbered from 0 here, give --query-ids and --corpus-ids"
-        ) from None
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        kind = "UTF-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else f"byte {error.start} is no UTF-8"
+        raise ValueError(f"{path}: {kind}; save it as UTF-8, such as by iconv -f CP1252 -t UTF-8") from None
 
 
-def _columns_of(path: Path) -> dict[str, list[Any]]:
-    records = []
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-            except ValueError as error:
-                raise ValueError(f"{path}: line {number} is no JSON ({error})") from None
-            if not isinstance(record, dict):
-                raise ValueError(f"{path}: line {number} is no JSON object")
-            records.append(record)
-    if not records:
+def loaded(path: Path) -> Any:
+    """An array of an .npy file, or a dict of those of an .npz file."""
+    try:
+        found = np.load(path, allow_pickle=False)
+        if isinstance(found, np.ndarray):
+            return found
+        with found:
+            return {name: found[name] for name in found.files}
+    except (ValueError, OSError, EOFError, BadZipFile) as error:
+        raise ValueError(f"{path}: no complete {path.suffix} file ({error}); write it again") from None
+
+
+def _parquet(path: Path) -> Table:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        import pyarrow
+        import pyarrow.parquet as pq
+    except ImportError:
+        raise ImportError(f"{path}: reading Parquet needs pyarrow: pip install 'negbank[text]'") from None
+    try:
+        found = dict(pq.read_table(path).to_pydict())
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ValueError(f"{path}: no complete Parquet file ({error}); write it again") from None
+    if not any(len(values) for values in found.values()):
         raise ValueError(f"{path}: no rows")
-    names = list(records[0])
-    for number, record in enumerate(records, start=1):
-        if missing := [name for name in names if name not in record]:
-            raise ValueError(f"{path}: record {number} lacks {', '.join(missing)}")
-    return {name: [record[name] for record in records] for name in names}
+    return found
 
 
-def joined(table: dict[str, list[Any]], names: Sequence[str], path: Path) -> list[str]:
-    """Texts of one column, or of several joined by a space."""
-    parts = [column(table, name, path) for name in names]
-    return [" ".join(str(value) for value in row if value) for row in zip(*parts)]
+def _records(path: Path) -> Table:
+    table: Table = {}
+    count = 0
+    for number, line in enumerate(decoded(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{path}: line {number} is no JSON ({error})") from None
+        if not isinstance(record, dict):
+            raise ValueError(f"{path}: line {number} is no JSON object")
+        for name in record:
+            if name not in table:
+                table[name] = [None] * count
+        for name, values in table.items():
+            values.append(record.get(name))
+        count += 1
+    if not count:
+        raise ValueError(f"{path}: no rows")
+    return table
+
+
+def delimited(path: Path) -> list[list[str]]:
+    """The rows of a CSV or a TSV file, all of one length."""
+    text = decoded(path)
+    csv.field_size_limit(1 << 30)
+    try:
+        quoted: list[list[str]] | None = [
+            row for row in csv.reader(io.StringIO(text, newline=""), strict=True,
+                                      delimiter="," if path.suffix == ".csv" else "\t") if row
+        ]  # fmt: skip
+    except csv.Error as error:
+        if path.suffix == ".csv":
+            raise ValueError(f"{path}: no CSV ({error}); quote fields that hold quotes, commas or newlines") from None
+        quoted = None
+    rows = quoted or []
+    if path.suffix == ".tsv":
+        plain = [line.split("\t") for line in text.replace("\r\n", "\n").split("\n") if line]
+        several = len({len(row) for row in plain}) == 1 and len(plain[0]) > 1
+        if quoted is None or (several and (len(quoted) != len(plain) or len({len(row) for row in quoted}) > 1)):
+            rows = plain
+    if not rows:
+        raise ValueError(f"{path}: no rows below a header")
+    for number, row in enumerate(rows, start=1):
+        if len(row) != len(rows[0]):
+            raise ValueError(f"{path}: row {number} has {len(row)} fields, the header {len(rows[0])}")
+    return rows

@@ -23,32 +23,57 @@ td small { color: #666; } img { max-width: 100%; } summary { cursor: pointer; pa
 """
 
 
-def write(path: Path, title: str, parts: Sequence[str]) -> None:
-    """A page of parts that are HTML already, under a title that is not."""
+class Html(str):
+    """Markup. Any other text is escaped where it enters a page, so that no name of a file or method can be markup."""
+
+
+def html(value: Any) -> Html:
+    """A value as markup: escaped, unless it is that already."""
+    return value if isinstance(value, Html) else Html(escape(str(value)))
+
+
+def paragraph(text: Any, kind: str = "") -> Html:
+    """A paragraph, of a class of the style."""
+    return Html(f'<p class="{escape(kind)}">{html(text)}</p>' if kind else f"<p>{html(text)}</p>")
+
+
+def heading(text: Any) -> Html:
+    """A heading of a section."""
+    return Html(f"<h2>{html(text)}</h2>")
+
+
+def folded(title: Any, parts: Sequence[Any], *, opened: bool = False) -> Html:
+    """Parts under a title that shows and hides them."""
+    inner = "".join(map(html, parts))
+    return Html(f"<details{' open' * opened}><summary>{html(title)}</summary>{inner}</details>")
+
+
+def write(path: Path, title: str, parts: Sequence[Any]) -> None:
+    """A page of parts under a title."""
     head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{STYLE}</style>'
-    body = "\n".join(parts)
+    body = "\n".join(map(html, parts))
     files.write(path, f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n</body></html>\n')
 
 
-def image(path: Path, alt: str) -> str:
+def image(path: Path, alt: str) -> Html:
     """The PNG at `path` inside of the page."""
-    return f'<p><img alt="{alt}" src="data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"></p>'
+    data = base64.b64encode(path.read_bytes()).decode()
+    return Html(f'<p><img alt="{escape(alt)}" src="data:image/png;base64,{data}"></p>')
 
 
-def table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    """A table whose entries are HTML already, under a head that is not."""
-    lines = ["<tr>" + "".join(f"<td>{entry}</td>" for entry in row) + "</tr>" for row in body]
-    return f"<table><tr>{''.join(f'<th>{escape(name)}</th>' for name in head)}</tr>{''.join(lines)}</table>"
+def table(head: Sequence[Any], body: Sequence[Sequence[Any]]) -> Html:
+    """A table of entries under a head."""
+    lines = ["<tr>" + "".join(f"<td>{html(entry)}</td>" for entry in row) + "</tr>" for row in body]
+    return Html(f"<table><tr>{''.join(f'<th>{html(name)}</th>' for name in head)}</tr>{''.join(lines)}</table>")
 
 
-def settings(values: Mapping[str, Any]) -> str:
+def settings(values: Mapping[str, Any]) -> Html:
     """The section that lists settings, a line a key."""
-    body = [(escape(key), escape(str(value))) for key, value in flat(values).items()]
-    return "<h2>Settings</h2>" + table(("key", "value"), body)
+    return Html(heading("Settings") + table(("key", "value"), list(flat(values).items())))
 
 
-def meanings(columns: Mapping[str, tuple[str, str]], where: str) -> str:
+def meanings(columns: Mapping[str, tuple[str, str]], where: str) -> Html:
     """The section that says what columns mean: key → title and text."""
-    body = [(escape(title), key, escape(text)) for key, (title, text) in columns.items()]
-    head = ("column", f"in {where}", "what it says")
-    return f'<h2>How to read the columns</h2><div class="how">{table(head, body)}</div>'
+    body = [(title, key, text) for key, (title, text) in columns.items()]
+    shown = table(("column", f"in {where}", "what it says"), body)
+    return Html(f'{heading("How to read the columns")}<div class="how">{shown}</div>')

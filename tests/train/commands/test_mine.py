@@ -117,7 +117,7 @@ def test_positives_in_any_file(arrays, tmp_path, capsys, form):
         "--out", tmp_path / "mined", "--quiet",
     )  # fmt: skip
     assert code == 0
-    assert np.array_equal(MiningResult.load(tmp_path / "mined").ids, mine_hard_negatives(queries, corpus, lists).ids)
+    assert np.array_equal(MiningResult.load(tmp_path / "mined").ids, mine_hard_negatives(queries, corpus, pairs).ids)
 
 
 def test_ids_of_texts_and_judgements_in_strings(tmp_path, capsys, encoder):
@@ -254,8 +254,9 @@ def test_index_build_and_info(arrays, tmp_path, capsys, encoder):
         (["refilter", "nowhere", "--out", "m"], 1, "is this a mining result"),
         (["mine", "--corpus", "C", "--out", "m", "--groups", "none.npy"], 2, "none.npy: no such file"),
         (["mine", "--corpus", "C", "--out", "m", "--groups", "P", "P", "P"], 2, "--groups: 3 files"),
-        (["mine", "--corpus", "C", "--out", "m", "--groups", "P"], 2, "groups: labels of shapes"),
-        (["mine", "--corpus", "C", "--queries", "Q", "--out", "m", "--groups", "P"], 2, "groups: queries are not"),
+        (["mine", "--corpus", "C", "--out", "m", "--groups", "L"], 2, "groups: labels of shapes"),
+        (["mine", "--corpus", "C", "--out", "m", "--groups", "P"], 2, "p.csv: columns q, d; give a table of one"),
+        (["mine", "--corpus", "C", "--queries", "Q", "--out", "m", "--groups", "L"], 2, "groups: queries are not"),
         (
             ["mine", "--pairs", "T", "--text", "a", "b", "--encoder", "E", "--out", "m", "--groups", "P"],
             2,
@@ -273,7 +274,8 @@ def test_bad_input_ends_with_one_message(arrays, tmp_path, capsys, encoder, argu
     monkeypatch.chdir(tmp_path)
     (tmp_path / "t.csv").write_text("a,b\nred cat,red cat runs\n")
     (tmp_path / "p.csv").write_text("q,d\nx,y\n")
-    names = {"C": "corpus.npy", "Q": "queries.npy", "T": "t.csv", "P": "p.csv", "E": encoder}
+    (tmp_path / "l.txt").write_text("x\ny\n")
+    names = {"L": "l.txt", "C": "corpus.npy", "Q": "queries.npy", "T": "t.csv", "P": "p.csv", "E": encoder}
     found, _, err = run(capsys, *[names.get(a, a) for a in arguments])
     assert message in err
     assert found == code

@@ -139,6 +139,10 @@ def _zip_entries(path: Path, skipped: dict[str, str]) -> list[str]:
     try:
         with opened(path) as file, zipfile.ZipFile(file) as archive:
             members = archive.infolist()
+            for member in members:  # their names stand twice: a damaged one would be of another class, or no image
+                if member.header_offset < 0:
+                    raise zipfile.BadZipFile(f"{member.filename!r} lies before its beginning")
+                archive.open(member).close()
     except OSError as error:
         raise type(error)(error.errno, error.strerror or str(error), str(path)) from None
     except Exception as error:  # bytes that are no archive fail in zipfile in many ways

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
 from negbank.train.studies import page
 from negbank.train.studies.ablation.answer import Answer, Winner
 from negbank.train.studies.ablation.figures import drawn_levels
-from negbank.train.studies.page import image, meanings, table
+from negbank.train.studies.page import Html, folded, heading, html, image, meanings, paragraph, table
 from negbank.train.studies.rows import distinct
 
 COLUMNS = {
@@ -67,22 +66,24 @@ def write(
     levels = distinct(rows, "level")
     more = "" if drawn_levels(rows) == levels else f" {len(drawn_levels(rows))} of {len(levels)} levels are drawn."
     parts = [
-        f'<p class="answer">{escape(str(found))}</p>',
+        paragraph(found, "answer"),
         _settings_table(found) if len(found.by_setting) > 1 else "",
-        f"<p>{escape(scale)}</p>",
+        paragraph(scale),
         page.settings(settings),
-        "<h2>Figures</h2>",
-        f"<p>Bands: 95 % intervals.{more}</p>",
+        heading("Figures"),
+        paragraph(f"Bands: 95 % intervals.{more}"),
         image(folder / "tv.png", "total variation"),
         image(folder / "bias.png", "bias against staleness"),
-        "<h2>Tables</h2>",
-        "<p>Means over anchors; in brackets the 95 % interval. In bold the most effective draws a ms.</p>",
+        heading("Tables"),
+        paragraph("Means over anchors; in brackets the 95 % interval. In bold the most effective draws a ms."),
         *_tables(found, rows),
         meanings(COLUMNS, "ablation.csv"),
-        "<p>π is the softmax over all allowed rows of the truth, q the proposal bound to the stale bank. All but the "
-        "milliseconds is exact for each anchor; those were measured here, beside whatever else the machine did. "
-        "Intervals: 95 %, percentile bootstrap over anchors; of ms, that of the median over timed calls. Drawing is "
-        "not the whole cost: every distinct row has to pass the encoder, which may cost far more.</p>",
+        paragraph(
+            "π is the softmax over all allowed rows of the truth, q the proposal bound to the stale bank. All but the "
+            "milliseconds is exact for each anchor; those were measured here, beside whatever else the machine did. "
+            "Intervals: 95 %, percentile bootstrap over anchors; of ms, that of the median over timed calls. Drawing "
+            "is not the whole cost: every distinct row has to pass the encoder, which may cost far more."
+        ),
     ]
     page.write(folder / "report.html", f"Ablation: {found.what}", parts)
 
@@ -91,18 +92,18 @@ def _settings_table(found: Answer) -> str:
     least = f"least TV at R = {found.budget}"
     head = ("level", "τ", "query", "most effective draws per ms", "most effective draws per encoding", least, "TV")
     body = [
-        (escape(level), f"{temperature:g}", query, _held(best.per_ms), _held(best.per_encoding), escape(best.least),
+        (level, f"{temperature:g}", query, _held(best.per_ms), _held(best.per_encoding), best.least,
          _number(best.tv))
         for (temperature, level, query), best in found.by_setting.items()
     ]  # fmt: skip
     return table(head, body)
 
 
-def _held(winner: Winner) -> str:
+def _held(winner: Winner) -> Html:
     if winner.times is None:
-        return escape(winner.proposal)
+        return html(winner.proposal)
     times, low, high = (_number(each) for each in winner.times)
-    return f"{escape(winner.proposal)}: {times}× {escape(str(winner.other))} <small>({low}–{high})</small>"
+    return Html(f"{html(winner.proposal)}: {times}× {html(winner.other)} <small>({low}–{high})</small>")
 
 
 def _tables(found: Answer, rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -111,8 +112,8 @@ def _tables(found: Answer, rows: Sequence[dict[str, Any]]) -> list[str]:
     for (temperature, level, query), best in found.by_setting.items():
         here = [r for r in rows if (r["temperature"], r["level"], r["query"]) == (temperature, level, query)]
         last = [r for r in here if r["budget"] == found.budget]
-        names = {r["proposal"]: f"<b>{escape(r['proposal'])}</b>" if r["proposal"] == best.per_ms.proposal else
-                 escape(r["proposal"]) for r in last}  # fmt: skip
+        bold = best.per_ms.proposal
+        names = {r["proposal"]: Html(f"<b>{html(bold)}</b>") if r["proposal"] == bold else r["proposal"] for r in last}
         whole = table(
             ("proposal", *(name for name, _ in COLUMNS.values())),
             [(names[r["proposal"]], *(_interval(r, key) for key in COLUMNS)) for r in last],
@@ -126,17 +127,14 @@ def _tables(found: Answer, rows: Sequence[dict[str, Any]]) -> list[str]:
             for key in ("tv", "bias", "ms")
         ]
         title = f"{level}, staleness {last[0]['staleness']:.3g}, τ = {temperature:g}, {query} query"
-        opened = " open" if not parts else ""
-        parts.append(
-            f"<details{opened}><summary>{escape(title)}</summary><p>At R = {found.budget}:</p>{whole}"
-            f"<p>At every R:</p>{''.join(by_budget)}</details>"
-        )
+        shown = [paragraph(f"At R = {found.budget}:"), whole, paragraph("At every R:"), *by_budget]
+        parts.append(folded(title, shown, opened=not parts))
     return parts
 
 
-def _interval(row: Mapping[str, Any], name: str) -> str:
+def _interval(row: Mapping[str, Any], name: str) -> Html:
     low, high = _number(row[f"{name}_low"]), _number(row[f"{name}_high"])
-    return f"{_number(row[name])} <small>({low}–{high})</small>"
+    return Html(f"{_number(row[name])} <small>({low}–{high})</small>")
 
 
 def _number(value: float) -> str:

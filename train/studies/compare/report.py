@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
 from negbank.train.studies import page
 from negbank.train.studies.compare.results import ACCURACIES, HOLDERS, PAIRED, PHASES
 from negbank.train.studies.compare.trials import TUNING
-from negbank.train.studies.page import image, meanings, table
+from negbank.train.studies.page import folded, heading, image, meanings, paragraph, table
 from negbank.train.studies.rows import Row, distinct
 
 Format = Callable[[float], str]
@@ -84,18 +83,18 @@ def write(
         f"{row['method']}, {row['budget']}, lr {row['lr']:g}, seed {row['seed']}" for row in found if row["diverged"]
     ]
     parts = [
-        *(f'<p class="answer">{escape(line)}</p>' for line in answers(averages)),
-        *(f"<p>{escape(line)}</p>" for line in edges(found, averages)),
-        f"<p>Diverged, and in no mean: {escape('; '.join(lost))}.</p>" if lost else "",
+        *(paragraph(line, "answer") for line in answers(averages)),
+        *(paragraph(line) for line in edges(found, averages)),
+        paragraph(f"Diverged, and in no mean: {'; '.join(lost)}.") if lost else "",
         image(folder / "accuracy.png", "accuracy against encoder forward passes"),
         *(part for budget in distinct(averages, "budget") for part in _budget(averages, budget)),
         *_tuning(found),
         *_gradients(gradients),
-        "<h2>Where a step's time goes, in ms</h2>",
+        heading("Where a step's time goes, in ms"),
         _split(averages, "ms_step", [f"ms_{phase}" for phase in PHASES], PHASES, PLAIN),
-        "<h2>Memory beyond encoder, optimiser and images</h2>",
+        heading("Memory beyond encoder, optimiser and images"),
         _split(averages, "extra_bytes", [f"bytes_{holder}" for holder in HOLDERS], HOLDERS, _megabytes),
-        "<h2>Every run</h2>",
+        heading("Every run"),
         _runs(found),
         meanings({key: (title, text) for key, (title, _, text) in COLUMNS.items()}, "the CSV files"),
         page.settings(settings),
@@ -129,11 +128,11 @@ def edges(found: Sequence[Row], averages: Sequence[Row]) -> list[str]:
 def _budget(averages: Sequence[Row], budget: str) -> list[str]:
     here = [row for row in averages if row["budget"] == budget]
     body = [
-        (escape(row["method"]), _known(row["lr"], RATE), _runs_of(row), *(_spread(row, name) for name in COLUMNS))
+        (row["method"], _known(row["lr"], RATE), _runs_of(row), *(_spread(row, name) for name in COLUMNS))
         for row in here
     ]
     heads = ("method", "lr", "runs", *(title for title, _, _ in COLUMNS.values()))
-    return [f"<h2>At equal {budget}</h2>", "<p>Mean ± standard deviation over seeds.</p>", table(heads, body)]
+    return [heading(f"At equal {budget}"), paragraph("Mean ± standard deviation over seeds."), table(heads, body)]
 
 
 def _tuning(found: Sequence[Row]) -> list[str]:
@@ -144,14 +143,16 @@ def _tuning(found: Sequence[Row]) -> list[str]:
     rates = sorted(set(distinct(here, "lr")))
     at = {(row["method"], row["lr"]): row["knn_accuracy"] for row in here}
     body = [
-        (escape(method), *(_known(at.get((method, lr), math.nan), SHARE) for lr in rates))
+        (method, *(_known(at.get((method, lr), math.nan), SHARE) for lr in rates))
         for method in distinct(here, "method")
     ]
     return [
-        "<h2>Choice of the learning rate</h2>",
-        f"<p>kNN accuracy at equal steps with seed {here[0]['seed']}, which is in no other table. Each method has the "
-        f"rate of its highest. The same held-out images judge the methods in the tables above: the choice flatters "
-        f"each of them alike, by one choice of {len(rates)}.</p>",
+        heading("Choice of the learning rate"),
+        paragraph(
+            f"kNN accuracy at equal steps with seed {here[0]['seed']}, which is in no other table. Each method has the "
+            f"rate of its highest. The same held-out images judge the methods in the tables above: the choice flatters "
+            f"each of them alike, by one choice of {len(rates)}."
+        ),
         table(("method", *(f"lr {lr:g}" for lr in rates)), body),
     ]
 
@@ -161,20 +162,20 @@ def _gradients(measured: Sequence[Row]) -> list[str]:
     if not measured:
         return []
     names = [name for name in measured[0] if name not in ("method", "seed", "step")]
-    body = [(escape(r["method"]), str(r["step"]), *(_known(r[name], PLAIN) for name in names)) for r in measured]
+    body = [(r["method"], str(r["step"]), *(_known(r[name], PLAIN) for name in names)) for r in measured]
     return [
-        "<h2>Error of the gradient</h2>",
-        "<p>The gradient of one batch against the exact one of the global loss at the method's own temperature, over "
-        f"the encoder's parameters and in units of the exact one's norm; first seed, {measured[0]['seed']}. A bias "
-        "below the noise is not told from none. A method that descends another loss has a bias for that.</p>",
+        heading("Error of the gradient"),
+        paragraph(
+            "The gradient of one batch against the exact one of the global loss at the method's own temperature, over "
+            f"the encoder's parameters and in units of the exact one's norm; first seed, {measured[0]['seed']}. A bias "
+            "below the noise is not told from none. A method that descends another loss has a bias for that."
+        ),
         table(("method", "step", *names), body),
     ]
 
 
 def _split(averages: Sequence[Row], whole: str, keys: Sequence[str], names: Sequence[str], form: Format) -> str:
-    body = [
-        (escape(row["method"]), row["budget"], *(_known(row[key], form) for key in (whole, *keys))) for row in averages
-    ]
+    body = [(row["method"], row["budget"], *(_known(row[key], form) for key in (whole, *keys))) for row in averages]
     return table(("method", "budget", "all", *(name.replace("_", " ") for name in names)), body)
 
 
@@ -182,11 +183,11 @@ def _runs(found: Sequence[Row]) -> str:
     columns = {name: column for name, column in COLUMNS.items() if name != PAIRED}
     heads = ("method", "budget", "lr", "seed", *(title for title, _, _ in columns.values()))
     body = [
-        (escape(row["method"]), row["budget"], f"{row['lr']:g}", str(row["seed"]),
+        (row["method"], row["budget"], f"{row['lr']:g}", str(row["seed"]),
          *(_known(row[name], form) for name, (_, form, _) in columns.items()))
         for row in found
     ]  # fmt: skip
-    return f"<details><summary>{len(body)} runs</summary>{table(heads, body)}</details>"
+    return folded(f"{len(body)} runs", [table(heads, body)])
 
 
 def _spread(row: Row, name: str) -> str:

@@ -111,7 +111,7 @@ def test_an_override_changes_a_method(tmp_path, configs_of):
         ({**METHODS["logq"], "index": {"factory": "bogus"}}, "index.factory='bogus': Faiss refuses"),
         (
             {"negatives": {"type": "in_batch"}, "batches": {"type": "knn", "neighbors": 5, "groups": "none.npy"}},
-            "batches.groups: 'none.npy': no such file or folder",
+            "batches.groups=none.npy: no such file or folder",
         ),
     ],
 )
