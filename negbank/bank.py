@@ -211,6 +211,6 @@ class EmbeddingBank:
 
 
 def _last_of_each(ids: Tensor) -> Tensor:
-    """For each of ids (n,) the position of its last occurrence: of unlike repeats an index-put has no defined winner."""
+    """For each of ids (n,) the position of its last occurrence: an index-put of unlike repeats has no set winner."""
     ordered, position = ids.sort(stable=True)
     return position[torch.searchsorted(ordered, ids, right=True) - 1]

@@ -189,8 +189,10 @@ class Refresher:
         if version != state["version"]:
             raise ValueError(f"snapshot: version {version}, the state was taken with {state['version']}")
         self.snapshot = snapshot
-        probe = state["probe"] and [each.to(self.bank.vectors.device) for each in state["probe"]]
-        self.probe = probe and Probe(Anchors(*probe[:2]), *probe[2:])
+        self.probe = None
+        if state["probe"]:
+            probe = [each.to(self.bank.vectors.device) for each in state["probe"]]
+            self.probe = Probe(Anchors(*probe[:2]), *probe[2:])
 
     def _indexed(self, snapshot: Snapshot) -> Tensor:
         """The rows of the sample that the snapshot's index knows."""

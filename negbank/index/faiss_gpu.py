@@ -132,7 +132,8 @@ def _resources(device: torch.device) -> Any:
     """The resources of a device, on torch's current stream."""
     number = _number(device)
     resources, stream = _made(number), torch.cuda.current_stream(number).cuda_stream
-    resources.setDefaultStream(number, faiss.cast_integer_to_cudastream_t(stream))
+    library: Any = faiss  # whose type stubs are of faiss-cpu
+    resources.setDefaultStream(number, library.cast_integer_to_cudastream_t(stream))
     return resources
 
 
