@@ -43,8 +43,7 @@ def main(steps: int) -> float:
     for step, rows in enumerate(itertools.islice(epochs, steps), start=1):
         drawn = (ticket := negatives.draw(rows, step=step)).further  # index proposals, and where the chains stand
         z = embed(view(images[torch.cat((rows, rows, drawn))]))  # all in one forward pass
-        batch = EncodedBatch.from_views(rows, z, drawn)
-        found, info = negatives(batch, ticket)
+        found, info = negatives(batch := EncodedBatch.from_views(rows, z, drawn), ticket)
         optimiser.zero_grad()
         surrogate(batch, found, temperature=TEMPERATURE).backward()
         optimiser.step()

@@ -101,11 +101,11 @@ def folder(path: Path, about: dict[str, Any]) -> Iterator[Path]:
     unfinished = path.with_name(path.name + DRAFT)
     above = [parent for parent in path.parents if not parent.exists()]
     with owned(unfinished):
-        if path.exists():
-            raise FileExistsError(f"folder={path} exists; write under another name")
-        for left in (each for each in unfinished.iterdir() if each.name != LOCK):
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
         try:
+            if path.exists():
+                raise FileExistsError(f"folder={path} exists; write under another name")
+            for left in (each for each in unfinished.iterdir() if each.name != LOCK):
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
             yield unfinished
             files = sorted(file.relative_to(unfinished).as_posix() for file in unfinished.rglob("*") if file.is_file())
             seal(unfinished, about, [name for name in files if name != LOCK])

@@ -11,6 +11,7 @@ import torch
 from negbank import Exclusions, Snapshot
 from negbank.proposals import Anchors, Nearest, Pooled
 from negbank.samplers.metropolis import acceptance
+from negbank.samplers.negatives.contract import Ticket
 from negbank.samplers.negatives.index_draws import Drawn
 from negbank.samplers.negatives.visit import Columns, Kernels
 
@@ -33,8 +34,8 @@ def visit(z, batch, *, in_batch):
     distribution = pooled(Anchors(rows, z[rows]))
     kernels = Kernels(N, 1, T, 0.5, in_batch=in_batch, all_views=False, reversible=False, exclude=Exclusions(N))
     drawn = Drawn(torch.zeros(1, DRAWS, dtype=torch.int64), distribution)
-    columns = Columns(EVERY, torch.Generator())
-    log_weights = kernels._log_weights(z[rows].double() @ z.T.double(), rows, drawn, columns)[0, 0]
+    columns, ticket = Columns(EVERY), Ticket(0, rows, rows[:0])
+    log_weights = kernels._log_weights(z[rows].double() @ z.T.double(), ticket, drawn, columns)[0, 0]
     q = distribution.log_prob(EVERY).exp()
     draw = sum(q[j] * move(j, log_weights) for j in range(N))
     if not in_batch:
