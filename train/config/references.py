@@ -3,20 +3,22 @@
     "${run.steps}"           the value itself, a mapping or a list included
     "runs/${run.seed}"       text with a value in it
 
-There is no resolver here that could read an environment, a file or a clock, so none can be asked, however references
-are put together. Text in which `${` is anything but a plain reference is refused, and so is text that becomes one. What
-references expand to is counted, and a circle of them is refused.
+OmegaConf resolves them. It could also ask resolvers, for the environment say, so text is looked at first: `${` that is
+anything but a plain reference is refused, and so is text that becomes one; what references expand to is counted before
+it is expanded.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from omegaconf import OmegaConf
 
 from negbank.train.config.reading import MOST_DEPTH, MOST_VALUES
 
-REFERENCE = re.compile(r"\$\{([\w-]+(?:\.[\w-]+|\[\d+\])*)\}", re.ASCII)
+REFERENCE = re.compile(r"(?<![$\\])\$\{([\w-]+(?:\.[\w-]+|\[\d+\])*)\}", re.ASCII)
 MOST_TEXT = 1 << 16
 """Characters that text may have after its references."""
 
@@ -25,88 +27,100 @@ class _Refused(Exception):
     """A value that is left out, with what to say about it."""
 
 
+class _Size(NamedTuple):
+    """Of a value with all that it refers to: values, characters of text (None for a container), and how deep it is."""
+
+    values: int
+    text: int | None
+    depth: int
+
+
 def resolved(data: Any, problems: list[str]) -> Any:
     """`data` with its references replaced; values that cannot be are left out, and named in `problems`.
 
     Raises:
         ValueError: for references that expand to more than a configuration needs.
     """
-    return _References(data, problems).inside(data, "", ())
+    sizes = _Sizes(data)
+    kept = _sound(data, "", lambda text: sizes.of(text, ()), problems)
+    size = _Sizes(kept).of(kept, ())
+    if size.values > MOST_VALUES or size.depth > 2 * MOST_DEPTH:
+        raise ValueError(
+            f"references expand to more than {MOST_VALUES} values, or {2 * MOST_DEPTH} inside of one another; write "
+            f"the values themselves"
+        )
+    found = OmegaConf.to_container(OmegaConf.create(kept, flags={"allow_objects": True}), resolve=True)
+    return _sound(found, "", _plain, problems)
 
 
-class _References:
-    def __init__(self, data: Any, problems: list[str]) -> None:
-        self.data, self.problems, self.left = data, problems, MOST_VALUES
+def _plain(text: str) -> None:
+    if "${" in text:
+        raise _Refused(f"{_short(text)} becomes a reference, which is refused; write the value itself")
 
-    def inside(self, value: Any, place: str, seen: tuple[str, ...], depth: int = 0) -> Any:
-        """A value with what it refers to; of containers without the values that are refused.
 
-        Args:
-            place: where it stands, for the problem.
-            seen: the references on the way to it.
-        """
-        self.left -= bool(seen)
-        if self.left < 0 or depth > 2 * MOST_DEPTH:
-            raise ValueError(
-                f"{place}: references expand to more than {MOST_VALUES} values, or {2 * MOST_DEPTH} inside of one "
-                f"another; write the values themselves"
-            )
-        if isinstance(value, Mapping):
-            found = {str(key): self._entry(value[key], key, place, seen, depth) for key in value}
-            return {key: entry[0] for key, entry in found.items() if entry}
-        if isinstance(value, list):
-            entries = [self._entry(each, i, place, seen, depth) for i, each in enumerate(value)]
-            return [entry[0] for entry in entries if entry]
-        return self._text(value, place, seen, depth) if isinstance(value, str) and "${" in value else value
-
-    def _entry(self, value: Any, key: Any, place: str, seen: tuple[str, ...], depth: int) -> tuple[Any, ...]:
-        """An entry of a container, or nothing where it is refused: which is said of the place that was written."""
-        where = place if seen else f"{place}[{key}]" if isinstance(key, int) else f"{place}.{key}".removeprefix(".")
+def _sound(value: Any, place: str, check: Callable[[str], object], problems: list[str]) -> Any:
+    """A value without the texts in it that `check` refuses, each named by the place where it stands."""
+    listed = isinstance(value, list)
+    if not listed and not isinstance(value, Mapping):
+        return value
+    kept = []
+    for key, each in enumerate(value) if listed else value.items():
+        where = f"{place}[{key}]" if listed else f"{place}.{key}".removeprefix(".")
         try:
             if isinstance(key, str) and "${" in key:
-                raise _Refused(f"{where}: a key cannot be a reference; write it out")
-            return (self.inside(value, where, seen, depth + 1),)
+                raise _Refused("a key cannot be a reference; write it out")
+            if isinstance(each, str):
+                check(each)
         except _Refused as refused:
-            if seen:
-                raise
-            self.problems.append(str(refused))
-            return ()
+            problems.append(f"{where}: {refused}")
+        else:
+            kept.append((str(key), _sound(each, where, check, problems)))
+    return [each for _, each in kept] if listed else dict(kept)
 
-    def _text(self, text: str, place: str, seen: tuple[str, ...], depth: int) -> Any:
-        if "${" in REFERENCE.sub("", text):
+
+class _Sizes:
+    """Sizes of values with what they refer to, each reference looked up once."""
+
+    def __init__(self, data: Any) -> None:
+        self._data, self._known = data, dict[str, _Size]()
+
+    def of(self, value: Any, seen: tuple[str, ...]) -> _Size:
+        """The size of a value, met by way of the references `seen`."""
+        if isinstance(value, Mapping | list):
+            parts = [self.of(each, seen) for each in (value.values() if isinstance(value, Mapping) else value)]
+            return _Size(1 + sum(p.values for p in parts), None, 1 + max((p.depth for p in parts), default=0))
+        if not isinstance(value, str) or "${" not in value:
+            return _Size(1, len(str(value)), 0)
+        if "${" in REFERENCE.sub("", value):
             raise _Refused(
-                f"{place}: {_short(text)} asks a resolver, which is refused; write the value itself, or "
-                f"${{section.key}} for that of another key"
+                f"{_short(value)} asks a resolver, which is refused; write the value itself, or ${{section.key}} for "
+                f"that of another key"
             )
-        if whole := REFERENCE.fullmatch(text):
-            return self._target(whole[1], place, seen, depth)
-        parts, end = [], 0
-        for match in REFERENCE.finditer(text):
-            value = self._target(match[1], place, seen, depth)
-            if isinstance(value, Mapping | list):
-                raise _Refused(f"{place}: {match[0]} is no single value, which text could have in it; write it out")
-            parts += [text[end : match.start()], str(value)]
-            end = match.end()
-            if sum(map(len, parts)) > MOST_TEXT:
-                raise _Refused(f"{place}: its references expand to more than {MOST_TEXT} characters; write them out")
-        found = "".join((*parts, text[end:]))
-        if "${" in found:
-            raise _Refused(f"{place}: {_short(text)} becomes a reference, which is refused; write the value itself")
-        return found
+        targets = [self._target(path, seen) for path in REFERENCE.findall(value)]
+        if REFERENCE.fullmatch(value):
+            return targets[0]
+        if any(target.text is None for target in targets):
+            raise _Refused(f"{_short(value)} refers to no single value, which text could have in it; write it out")
+        length = len(REFERENCE.sub("", value)) + sum(target.text or 0 for target in targets)
+        if length > MOST_TEXT:
+            raise _Refused(f"its references expand to more than {MOST_TEXT} characters; write them out")
+        return _Size(1, length, 0)
 
-    def _target(self, path: str, place: str, seen: tuple[str, ...], depth: int) -> Any:
+    def _target(self, path: str, seen: tuple[str, ...]) -> _Size:
         if path in seen or len(seen) > MOST_DEPTH:
             circle = "refers to itself" if path in seen else f"is more than {MOST_DEPTH} references long"
-            raise _Refused(f"{place}: ${{{path}}} {circle}; write the value itself")
-        value = self.data
-        for key in re.findall(r"[\w-]+", path):
-            if isinstance(value, Mapping) and key in value:
-                value = value[key]
-            elif isinstance(value, list) and key.isdecimal() and int(key) < len(value):
-                value = value[int(key)]
-            else:
-                raise _Refused(f"{place}: ${{{path}}} names no key that is set; write the value itself")
-        return self.inside(value, place, (*seen, path), depth)
+            raise _Refused(f"${{{path}}} {circle}; write the value itself")
+        if path not in self._known:
+            value = self._data
+            for key in re.findall(r"[\w-]+", path):
+                if isinstance(value, Mapping) and key in value:
+                    value = value[key]
+                elif isinstance(value, list) and key.isdecimal() and int(key) < len(value):
+                    value = value[int(key)]
+                else:
+                    raise _Refused(f"${{{path}}} names no key that is set; write the value itself")
+            self._known[path] = self.of(value, (*seen, path))
+        return self._known[path]
 
 
 def _short(text: str) -> str:
