@@ -15,7 +15,7 @@ import time
 import torch
 
 from negbank import ExactIndex, FaissIndex
-from negbank.index.auto import choose_factory
+from negbank.index.factory import choose_factory
 
 
 def rows(count: int, dim: int, generator: torch.Generator) -> torch.Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from negbank.bank import EmbeddingBank
 from negbank.counter import Counter
 from negbank.exclusions import Exclusions
-from negbank.index.faiss import require_trainable
+from negbank.index.factory import require_trainable
 from negbank.proposals import Probe, measure
 from negbank.refresh import Refresher
 from negbank.snapshot import Snapshot

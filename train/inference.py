@@ -39,10 +39,12 @@ class Inference:
         """`module` on one view of every row; the encoder's mode is put back afterwards."""
         training = self.encoder.training
         self.encoder.eval()
-        parts = []
-        for part in torch.arange(len(rows)).split(self._block):
-            inputs = data.read(rows.cpu()[part], None if seeds is None else seeds[part]).to(self.device)
-            with self._autocast():
-                parts.append(module(inputs).float())
-        self.encoder.train(training)
+        try:
+            parts = []
+            for part in torch.arange(len(rows)).split(self._block):
+                inputs = data.read(rows.cpu()[part], None if seeds is None else seeds[part]).to(self.device)
+                with self._autocast():
+                    parts.append(module(inputs).float())
+        finally:
+            self.encoder.train(training)
         return torch.cat(parts)

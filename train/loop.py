@@ -20,6 +20,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from negbank import files
+from negbank.remedies import remedy
 from negbank.train import checkpoint, lengthen, optim, report
 from negbank.train.build import Assembly
 from negbank.train.config import to_dict
@@ -206,7 +207,7 @@ class Loop:
         except files.DamagedError as error:
             raise RunError(str(error)) from None
         except OSError as error:
-            raise RunError(f"{self.folder / METRICS}: not written ({error}); free some space, then resume") from error
+            raise RunError(f"{self.folder / METRICS}: not written ({remedy(error)}); then resume the run") from error
 
     def _checkpoint(self) -> None:
         metrics = self._logged()

@@ -2,7 +2,8 @@
 
 from negbank.index.contract import Cells, Graph, GraphReport, Index, IndexReport, Neighbors
 from negbank.index.exact import ExactIndex
-from negbank.index.faiss import FaissIndex, empty_index
+from negbank.index.factory import empty_index
+from negbank.index.faiss import FaissIndex
 
 __all__ = [
     "Cells",

@@ -1,4 +1,4 @@
-"""Faiss indexes over the bank. The only file that imports faiss, with its device side, faiss_gpu.py.
+"""Faiss indexes over the bank. Beside it only factory.py (its strings) and faiss_gpu.py (its device side) import faiss.
 
 `Flat` searches the rows where they lie (`faiss.knn`, on CUDA `knn_gpu` on the device tensor), without a copy. Any other
 factory string is trained, filled, and tuned: the search effort (nprobe of an IVF, efSearch of an HNSW) is doubled until
@@ -23,7 +23,6 @@ from torch import Tensor
 
 from negbank.bank import NO_ROW
 from negbank.index import faiss_gpu
-from negbank.index.auto import choose_factory
 from negbank.index.cell_join import cell_count, cell_join
 from negbank.index.contract import (
     MEMORY,
@@ -43,82 +42,13 @@ from negbank.index.contract import (
 )
 from negbank.index.exact import ExactIndex
 from negbank.index.exact_graph import exact_graph
+from negbank.index.factory import choose_factory, empty_index, require_lists
 
 SAMPLE = 256
 """Rows used as queries to measure recall."""
-TRIED = 4096
-"""Rows up to which a training is tried before there are any: more are enough for any quantizer in use."""
 WARM_ITERATIONS = 1
 MAX_IMBALANCE = 2.5
 """Σ size² · C / N² of the lists, 1 when all are equal; above this a warm start is given up."""
-
-
-def empty_index(factory: str, dim: int) -> faiss.Index:
-    """What a Faiss factory string names, for rows of `dim`, untrained; "auto" and "exact" are none.
-
-    Raises:
-        ValueError: for a string that Faiss refuses.
-    """
-    try:
-        return faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[-1]
-        raise ValueError(
-            f"factory={factory!r}: Faiss refuses this index ({reason}); take auto, exact, or one such as IVF1024,Flat"
-        ) from None
-
-
-def require_trainable(factory: str, rows: int, dim: int) -> None:
-    """Find out before there are rows whether an index can be built over so many of them.
-
-    Raises:
-        ValueError: for a string that Faiss refuses, more lists than rows, or, of few rows, whatever its training says
-            when it is tried on random ones.
-    """
-    if factory in ("auto", "exact"):
-        return
-    index = empty_index(factory, dim)
-    _require_lists(factory, faiss.try_extract_index_ivf(index), rows)
-    if rows > TRIED:
-        return
-    _hasten(index)
-    x = np.random.default_rng(0).standard_normal((rows, dim)).astype(np.float32)
-    x /= np.linalg.norm(x, axis=1, keepdims=True)
-    try:
-        index.train(x)
-        index.add(x[:1])
-    except RuntimeError as error:
-        reason = str(error).splitlines()[-1].rpartition("failed: ")[2]
-        raise ValueError(
-            f"factory={factory!r}: Faiss cannot build it over {rows} rows of width {dim} ({reason}); take auto, exact, "
-            f"or one with fewer centroids, such as IVF{max(1, rows // 39)},Flat"
-        ) from None
-
-
-def _hasten(index: Any) -> None:
-    """Let a training whose result nobody needs take one iteration instead of dozens."""
-    ivf = faiss.try_extract_index_ivf(index)
-    if ivf is not None:
-        ivf.cp.niter = 1
-    if isinstance(index, faiss.IndexPreTransform):
-        chain: Any = index.chain
-        for position in range(chain.size()):
-            transform = faiss.downcast_VectorTransform(chain.at(position))
-            if isinstance(transform, faiss.OPQMatrix):
-                transform.niter = transform.niter_pq = transform.niter_pq_0 = 1
-        index = faiss.downcast_index(index.index)
-    holders: list[Any] = [index] if ivf is None else [index, faiss.downcast_index(ivf)]
-    for holder in holders:
-        if hasattr(holder, "pq"):
-            holder.pq.cp.niter = 1
-        if hasattr(holder, "do_polysemous_training"):
-            holder.do_polysemous_training = False
-
-
-def _require_lists(factory: str, ivf: Any, rows: int) -> None:
-    if ivf is not None and ivf.nlist > rows:
-        most = rows // 39 or 1
-        raise ValueError(f"factory={factory!r}: {ivf.nlist} lists for {rows} rows; use at most {most}")
 
 
 class FaissIndex:
@@ -243,7 +173,7 @@ class FaissIndex:
         index = empty_index(factory, x.shape[1])
         ivf = faiss.try_extract_index_ivf(index)
         if ivf is not None:
-            _require_lists(factory, ivf, len(x))
+            require_lists(factory, ivf, len(x))
             ivf.cp.seed, ivf.cp.spherical, ivf.cp.min_points_per_centroid = _seed(seed), True, 1
             if stale is not None and isinstance(faiss.downcast_index(index), faiss.IndexIVF):
                 ivf.quantizer.add(_warm_centroids(x, stale.centroids.cpu().numpy(), ivf.nlist, seed))

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from negbank import ExactIndex, FaissIndex, Snapshot
-from negbank.index.auto import choose_factory
-from negbank.index.faiss import require_trainable
+from negbank.index.factory import choose_factory, require_trainable
 
 FACTORIES = ["Flat", "IVF16,Flat", "HNSW16,Flat", "IVF16,SQfp16", "PCA8,IVF16,Flat"]
 

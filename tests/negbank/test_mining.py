@@ -404,5 +404,5 @@ def test_auto_builds_an_index_only_where_that_pays(embeddings, monkeypatch):
     assert result.recall is None
     same(result, mine_hard_negatives(queries, corpus))
     monkeypatch.setattr("negbank.mining.mine.index_pays", lambda *_: True)
-    monkeypatch.setattr("negbank.index.auto.EXACT_BELOW", {"cpu": 1000})
+    monkeypatch.setattr("negbank.index.factory.EXACT_BELOW", {"cpu": 1000})
     assert mine_hard_negatives(queries, corpus, index="auto").recall > 0.95

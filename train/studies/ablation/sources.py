@@ -15,7 +15,7 @@ from torch import Tensor
 from negbank import Snapshot
 from negbank.bounds import Annotated, Gt, Le, checked
 from negbank.files import MANIFEST
-from negbank.index.faiss import require_trainable
+from negbank.index.factory import require_trainable
 from negbank.train.data.arrays import read
 
 MIN_ROWS = 8
