@@ -61,6 +61,7 @@ class Refresher:
         epoch: optimiser steps of an epoch. As long as it is 1, `every` counts steps.
         factory, target_recall: of the index, see `FaissIndex`.
         encode: rows (B,) → embeddings (B, D) of the current encoder, without gradient. "full" and drift need it.
+        rewrite: (rows, step), writes fresh rows in full mode; None: what `encode` gives into the bank.
         measure: (snapshot, step) → probe of its staleness: after every swap and at every check; None does not.
         seed: of the sample and the index.
 
@@ -83,6 +84,7 @@ class Refresher:
         factory: str = "auto",
         target_recall: float = 0.95,
         encode: Callable[[Tensor], Tensor] | None = None,
+        rewrite: Callable[[Tensor, int], None] | None = None,
         measure: Callable[[Snapshot, int], Probe] | None = None,
         seed: int = 0,
     ) -> None:
@@ -93,7 +95,7 @@ class Refresher:
         self.factory, self.target_recall, self.seed = factory, target_recall, seed
         order = torch.randperm(len(bank), generator=torch.Generator().manual_seed(seed))
         self._sample = order[:probe_rows].sort().values.to(bank.vectors.device)
-        self._encode, self._measure = encode, measure
+        self._encode, self._measure, self._rewrite = encode, measure, rewrite or self._write
         self.snapshot: Snapshot | None = None
         self.probe: Probe | None = None
 
@@ -142,9 +144,9 @@ class Refresher:
             ValueError: when the very first index misses its recall, or a fresh embedding is not finite.
         """
         drift = self.drift() if drift is None else drift
-        if self.mode == "full" and self._encode is not None:
+        if self.mode == "full":
             for rows in torch.arange(len(self.bank), device=self.bank.vectors.device).split(BLOCK):
-                self.bank.write(rows, self._encode(rows), step=step)
+                self._rewrite(rows, step)
         old = self.snapshot
         new = Snapshot.build(
             self.bank.vectors,
@@ -173,6 +175,10 @@ class Refresher:
         if swapped:
             self.snapshot = new
         return report
+
+    def _write(self, rows: Tensor, step: int) -> None:
+        assert self._encode is not None
+        self.bank.write(rows, self._encode(rows), step=step)
 
     def state_dict(self) -> dict[str, Any]:
         """Which snapshot is in use, and its probe; the snapshot itself is saved with `Snapshot.save`."""

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from negbank.bank import EmbeddingBank
+from negbank.bank import EmbeddingBank, unit_rows
 from negbank.counter import Counter
 from negbank.exclusions import Exclusions
 from negbank.index.factory import require_trainable
@@ -32,6 +32,8 @@ from negbank.train.encoders.own import fitting
 from negbank.train.evaluate import Evaluation
 from negbank.train.hooks import Hook
 from negbank.train.inference import Inference
+from negbank.train.lazy import LazyAdamW
+from negbank.train.space import LEFT, MEAN, RIGHT, MeanBank
 from negbank.train.towers import Tower, directions, views_of
 from negbank.train.trainer import Trainer
 
@@ -167,19 +169,31 @@ def build(
         for way in ways
     ]  # fmt: skip
     own = batches.reads_snapshot or any(each.reads_snapshot for each in negatives)
+    studied = any(hook.reads_snapshot for hook in hooks.values())
+    planned = _planned(config, len(data)) if batches.reads_snapshot else None
     widths = [each.embeddings(side, torch.arange(2)).shape[1] for each, side in zip(inference, data)]
     banks = [EmbeddingBank(count, width, device=device) for width in widths]
-    if own or any(hook.reads_snapshot for hook in hooks.values()):
+    refresher = functools.partial(
+        make, "refresh", config.refresh, epoch=len(batches), seed=config.run.seed,
+        factory=config.index.factory, target_recall=config.index.target_recall,
+    )  # fmt: skip
+    if own or studied:
         require_factory(config.index.factory, count, widths[0])
-        for way in ways:  # rows of a tower's snapshot are drawn for the anchors of a direction
-            # what a study alone asks for is not counted as the method's
-            encode, anchors = (functools.partial(embed, each, counted=own) for each in (way.keys, way.anchors))
-            queries = banks[way.anchors] if way.anchors != way.keys else None
-            probe = _probe(config, negatives[way.anchors], encode, anchors, queries)
-            refreshers[way.keys] = make(
-                "refresh", config.refresh, bank=banks[way.keys], encode=encode, measure=probe, epoch=len(batches),
-                seed=config.run.seed, factory=config.index.factory, target_recall=config.index.target_recall,
-            )  # fmt: skip
+    for way in ways:  # rows of a tower's snapshot are drawn for the anchors of a direction
+        if not (studied or way.keys == planned or negatives[way.anchors].reads_snapshot):
+            continue
+        # what a study alone asks for is not counted as the method's
+        encode, anchors = (functools.partial(embed, each, counted=own) for each in (way.keys, way.anchors))
+        queries = banks[way.anchors] if way.anchors != way.keys else None
+        probe = _probe(config, negatives[way.anchors], encode, anchors, queries)
+        refreshers[way.keys] = refresher(bank=banks[way.keys], encode=encode, measure=probe)
+    planner = None if planned is None else refreshers[planned] if planned < 2 else refresher(
+        bank=MeanBank(*banks), measure=None,
+        encode=lambda rows: unit_rows(sum(embed(each, rows, counted=True) for each in (0, 1))),
+        rewrite=lambda rows, step: [
+            bank.write(rows, embed(each, rows, counted=True), step=step) for each, bank in enumerate(banks)
+        ],
+    )  # fmt: skip
     names = ("left", "right") if len(data) == 2 else ("",)
     towers = [Tower(*each) for each in zip(encoders, data, banks, negatives, refreshers, names)]
     steps = config.run.steps or config.run.epochs * len(batches)
@@ -196,10 +210,16 @@ def build(
         workers=config.data.workers,
         micro_batch=config.run.micro_batch,
         compile=config.run.compile,
+        planner=planner,
     )
     evaluation = make("eval", config.eval, inference=inference, splits=splits, temperature=config.loss.temperature)
     notes += [*cut, *getattr(evaluation, "notes", ())]
     return Assembly(config, splits, trainer, inference, evaluation, hooks, steps, notes, device, precision)
+
+
+def _planned(config: Any, towers: int) -> int:
+    """The tower that batches are planned from: 0, 1, or 2 for both as one."""
+    return 0 if towers == 1 else (LEFT, RIGHT, MEAN).index(config.batches.space)
 
 
 def stream(config: Any, name: str, *place: int) -> Counter:
@@ -218,24 +238,40 @@ def load_data(config: Any) -> Splits:
 
 
 def _encoders(config: Any, sides: Sequence[Data], own: nn.Module | Sequence[nn.Module] | None) -> list[nn.Module]:
-    """One module for each side: the caller's, or that of `config.encoder`, initialised from the run's seed alone."""
+    """One module for each side: the caller's, or that of `config.encoder`, initialised from the run's seed alone.
+
+    Raises:
+        ValueError: for another number of modules than sides, or one for two sides that read differently.
+    """
     if own is not None:
         found = [own] * len(sides) if isinstance(own, nn.Module) else list(own)
         if len(found) != len(sides):
             raise ValueError(f"encoder: {len(found)} modules for data of {len(sides)} side(s); give one, or one a side")
         return found
     sections = [config.encoder, config.encoder_right or config.encoder][: len(sides)]
-    return [
+    shared = getattr(sections[-1], "type", None) == "left" and len(sides) > 1
+    made = [
         build_encoder(section, side, stream(config, "weights", position).key)
-        for position, (section, side) in enumerate(zip(sections, sides))
+        for position, (section, side) in enumerate(zip(sections[:1] if shared else sections, sides))
     ]
+    return made * len(sides) if shared else made
 
 
 def build_encoder(section: Options, data: Data, seed: int) -> nn.Module:
-    """The encoder of a section for what the data describes, its weights drawn from a seed."""
+    """The encoder of a section for what the data describes, its weights drawn from a seed.
+
+    Raises:
+        ValueError: for an encoder that reads other things than the data has.
+    """
+    told, name = describes(data), _name("encoder", section)
+    taken = inspect.signature(registry.target("encoder", name)).parameters.values()
+    needed = {each.name for each in taken if each.default is each.empty} & registry.SUPPLIED["encoder"]
+    if needed - told.keys():
+        fits = "static, transformer or pretrained" if "vocabulary" in told else "mlp, or convnet for images"
+        raise ValueError(f"encoder.type={name}: reads other things than the data has; take {fits}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        made: nn.Module = make("encoder", section, **describes(data))
+        made: nn.Module = make("encoder", section, **told)
         return made
 
 
@@ -243,6 +279,11 @@ def _optimiser(config: Any, encoders: Sequence[nn.Module], learned: Sequence[Ten
     """The optimiser that `config.optim` names, over all parameters, and what is learned without weight decay."""
     module = nn.ModuleList(dict.fromkeys(encoders))
     optimiser: torch.optim.Optimizer = make("optim", config.optim, module=module)
+    if any(getattr(each, "sparse", False) for each in module.modules()) and not isinstance(optimiser, LazyAdamW):
+        raise ValueError(
+            f"optim.type={config.optim.type}: would go through the whole token table at every step, whose gradient is "
+            f"sparse; take optim.type=adamw"
+        )
     if learned:
         optimiser.add_param_group({"params": list(learned), "weight_decay": 0.0})
     return optimiser

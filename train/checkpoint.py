@@ -1,7 +1,7 @@
 """Checkpoints that a crash cannot damage: folders that are there whole, with a checksum over every file.
 
 One folder a checkpoint, `step_00001000/`, with the run's state, the rows of metrics.jsonl up to it, and the snapshots
-that were in use, one a tower. Read with `weights_only=True`: a checkpoint runs no code.
+that were in use, one a refresher. Read with `weights_only=True`: a checkpoint runs no code.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class CheckpointError(RuntimeError):
 
 
 class Checkpoint(NamedTuple):
-    """The state of a run, its snapshots, one a tower, and the bytes of metrics.jsonl up to it."""
+    """The state of a run, its snapshots, one a refresher, and the bytes of metrics.jsonl up to it."""
 
     state: dict[str, Any]
     snapshots: list[Snapshot | None]
@@ -110,7 +110,7 @@ def _read(path: Path, device: torch.device) -> Checkpoint:
     files.manifest(path)
     try:
         state = torch.load(path / STATE, map_location="cpu", weights_only=True)
-        names = [path / SNAPSHOT.format(position) for position in range(len(state["trainer"]["towers"]))]
+        names = [path / SNAPSHOT.format(position) for position in range(len(state["trainer"]["refreshers"]))]
     except Exception as error:  # torch and pickle say in many ways that a file is of another version
         raise CheckpointError(
             f"{path / STATE}: whole, but not readable ({error}); resume with the versions that wrote it"

@@ -45,7 +45,7 @@ class Descent:
             self.optimiser.zero_grad(set_to_none=True)
             backward()
             parameters = (p for group in self.optimiser.param_groups for p in group["params"])
-            gradients = [p.grad for p in parameters if p.grad is not None]
+            gradients = [_values(p) for p in parameters if p.grad is not None]
             self.require_finite(nn.utils.get_total_norm(gradients)[None, None], rows, "gradient")
             self._ask()
         with self.timed("optimiser"):
@@ -98,3 +98,13 @@ class Descent:
         """Restore them."""
         self.step_number, self.seconds = state["step"], defaultdict(float, state["seconds"])
         self.optimiser.load_state_dict(state["optimiser"])
+
+
+def _values(parameter: Tensor) -> Tensor:
+    """A parameter's gradient; of a sparse one its values, once the rows in it are distinct."""
+    gradient = parameter.grad
+    assert gradient is not None
+    if not gradient.is_sparse:
+        return gradient
+    parameter.grad = gradient = gradient.coalesce()
+    return gradient.values()

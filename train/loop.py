@@ -154,10 +154,10 @@ class Loop:
     def _refresh(self) -> None:
         with self._named():
             found = self.trainer.refresh()
-        for tower, done in found:
-            self._log(report.REFRESH, done._asdict() | ({"tower": tower.name} if tower.name else {}))
-            if done.version == 0 and tower.refresher is not None and tower.refresher.snapshot is not None:
-                tqdm.write(f"index{' of ' * bool(tower.name)}{tower.name}: {tower.refresher.snapshot.index.report}")
+        for name, refresher, done in found:
+            self._log(report.REFRESH, done._asdict() | ({"tower": name} if name else {}))
+            if done.version == 0 and refresher.snapshot is not None:
+                tqdm.write(f"index{' of ' * bool(name)}{name}: {refresher.snapshot.index.report}")
 
     def _evaluate(self, prefix: str = "") -> None:
         with self._named():

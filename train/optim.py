@@ -6,9 +6,10 @@ import math
 from typing import Annotated, Any
 
 from torch import nn
-from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim import SGD, Adam, Optimizer
 
 from negbank.bounds import Ge, Gt, Le, Lt
+from negbank.train.lazy import LazyAdamW
 
 Decay = Annotated[float, Ge(0), Lt(1)]
 Rate = Annotated[float, Gt(0), Le(1e30)]
@@ -80,7 +81,7 @@ def adamw(
     weight_decay: Annotated[float, Ge(0)] = 1e-4,
     betas: tuple[Decay, Decay] = (0.9, 0.999),
 ) -> Optimizer:
-    """AdamW: Adam with decoupled weight decay (Loshchilov & Hutter 2019).
+    """AdamW: Adam with decoupled weight decay (Loshchilov & Hutter 2019); lazy for token tables.
 
     Args:
         module: what to train.
@@ -88,7 +89,7 @@ def adamw(
         weight_decay: of weights, not of biases and norms.
         betas: decay of the two moments.
     """
-    return AdamW(parameter_groups(module, weight_decay), lr=lr, betas=betas)
+    return LazyAdamW(parameter_groups(module, weight_decay), lr=lr, betas=betas)
 
 
 def adam(

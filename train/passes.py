@@ -82,7 +82,9 @@ class Passes:
 def seeded(place: Counter, device: torch.device) -> Iterator[None]:
     """Torch's own random numbers begin at a place inside, and go on outside as if nothing had been drawn."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(place.key)
+        torch.default_generator.manual_seed(place.key)  # torch.manual_seed keeps a note for every kind of device
+        if device.type == "cuda":
+            torch.cuda.manual_seed(place.key)
         yield
 
 

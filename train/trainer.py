@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from negbank.counter import Counter
-from negbank.refresh import RefreshReport
+from negbank.refresh import Refresher, RefreshReport
 from negbank.samplers.batches import BatchSampler
 from negbank.samplers.meeting import Meeting
 from negbank.samplers.negatives import EncodedBatch, Info, Negatives, Ticket
@@ -61,7 +61,9 @@ class Trainer:
 
     Args:
         towers: one, contrasted with itself under two views, or two, whose rows i are each other's positives.
-        batches: which rows meet; samplers that look at a snapshot look at the first tower's.
+        batches: which rows meet.
+        planner: refreshes the snapshots that batches are planned from: a tower's own refresher, or one of both banks
+            (`negbank.train.space`); None: the first tower's.
         optimiser: over the encoders and what the negatives learn; its groups' learning rates are the peaks.
         schedule: step → factor of the peak learning rates.
         temperature: τ of the loss.
@@ -88,10 +90,16 @@ class Trainer:
         workers: int = 0,
         micro_batch: int | None = None,
         compile: bool = False,
+        planner: Refresher | None = None,
     ) -> None:
         require_fitting(towers, batches, micro_batch=micro_batch)
         self.towers, self.directions, self.views = tuple(towers), directions(len(towers)), views_of(len(towers))
         self.batches, self.temperature = batches, temperature
+        self.planner = self.towers[0].refresher if planner is None else planner
+        own = [tower.refresher for tower in self.towers]
+        named = [*zip((tower.name for tower in self.towers), own)]
+        named += [("batches", self.planner)] if self.planner is not None and self.planner not in own else []
+        self.refreshers = [(name, each) for name, each in named if each is not None]
         self.descent = Descent(optimiser, schedule)
         self.device, self.autocast, self.micro_batch = device, autocast, micro_batch
         self.momentum = [momentum_of(towers, t) for t in range(len(towers))]
@@ -121,22 +129,19 @@ class Trainer:
         """Seconds spent in every phase of the steps."""
         return self.descent.seconds
 
-    def refresh(self) -> list[tuple[Tower, RefreshReport]]:
-        """Let every refresher look at the step; new snapshots go to the samplers. What was refreshed."""
+    def refresh(self) -> list[tuple[str, Refresher, RefreshReport]]:
+        """Let every refresher look at the step; new snapshots go to the samplers. Who refreshed, under its name."""
         reports = []
-        for position, tower in enumerate(self.towers):
-            if tower.refresher is None:
-                continue
+        for name, refresher in self.refreshers:
             with self.descent.timed("refresh"):
-                before = tower.refresher.probe
-                report = tower.refresher.step(self.step_number)
+                before = refresher.probe
+                report = refresher.step(self.step_number)
                 if report is not None:
-                    reports.append((tower, report))
-                snapshot = tower.refresher.snapshot
-                if report is not None and report.swapped and snapshot is not None:
-                    self._swap(position, snapshot)
-                elif tower.refresher.probe is not before and snapshot is not None:
-                    self._update_negatives(position, snapshot)
+                    reports.append((name, refresher, report))
+                if report is not None and report.swapped:
+                    self._swap(refresher)
+                elif refresher.probe is not before:
+                    self._update_negatives(refresher)
         return reports
 
     def step(self) -> Info:
@@ -290,44 +295,44 @@ class Trainer:
                 "slow": None if slow is None else slow.state_dict(),
                 "bank": tower.bank.state_dict(),
                 "negatives": tower.negatives.state_dict(),
-                "refresher": None if tower.refresher is None else tower.refresher.state_dict(),
             }
             for tower, slow in zip(self.towers, self.slow)
         ]
         mine = {"encodings": self.encodings, "towers": towers, "batches": self._ahead.state_dict()}
+        mine["refreshers"] = [refresher.state_dict() for _, refresher in self.refreshers]
         return {**self.descent.state_dict(), **mine}
 
     def load_state_dict(self, state: dict[str, Any], snapshots: Sequence[Snapshot | None]) -> None:
-        """Restore `state_dict`, with the snapshot of every tower that was in use."""
+        """Restore `state_dict`, with the snapshot of every refresher that was in use."""
         self.descent.load_state_dict(state)
         self.encodings = state["encodings"]
-        for position, (tower, slow, saved) in enumerate(zip(self.towers, self.slow, state["towers"])):
+        for tower, slow, saved in zip(self.towers, self.slow, state["towers"]):
             tower.encoder.load_state_dict(saved["encoder"])
             if slow is not None:
                 slow.load_state_dict(saved["slow"])
             tower.bank.load_state_dict(saved["bank"])
-            if tower.refresher is not None:
-                tower.refresher.load_state_dict(saved["refresher"], snapshots[position])
-                if (snapshot := snapshots[position]) is not None:
-                    self._swap(position, snapshot)
+        for (_, refresher), saved, snapshot in zip(self.refreshers, state["refreshers"], snapshots):
+            refresher.load_state_dict(saved, snapshot)
+            self._swap(refresher)
         self._ahead.load_state_dict(state["batches"])
         for tower, saved in zip(self.towers, state["towers"]):
             tower.negatives.load_state_dict(saved["negatives"])
 
     def snapshots(self) -> list[Snapshot | None]:
-        """The snapshot of every tower that is in use."""
-        return [None if tower.refresher is None else tower.refresher.snapshot for tower in self.towers]
+        """The snapshot of every refresher that is in use."""
+        return [refresher.snapshot for _, refresher in self.refreshers]
 
-    def _swap(self, position: int, snapshot: Snapshot) -> None:
-        if position == 0:
-            self._ahead.update(snapshot)
-        self._update_negatives(position, snapshot)
+    def _swap(self, refresher: Refresher) -> None:
+        """Have whoever reads the snapshots of a refresher read its new one."""
+        if refresher is self.planner and refresher.snapshot is not None:
+            self._ahead.update(refresher.snapshot)
+        self._update_negatives(refresher)
 
-    def _update_negatives(self, position: int, snapshot: Snapshot) -> None:
+    def _update_negatives(self, refresher: Refresher) -> None:
         self._ahead.forget()
         for way in self.directions:
-            if way.keys == position:
-                self.towers[way.anchors].negatives.update(snapshot)
+            if refresher.snapshot is not None and self.towers[way.keys].refresher is refresher:
+                self.towers[way.anchors].negatives.update(refresher.snapshot)
 
 
 def _asked(tickets: Sequence[Ticket | None], position: int, trainer: Trainer) -> Tensor:

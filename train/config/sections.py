@@ -65,6 +65,12 @@ class Data(Options):
     workers: Annotated[Whole, Field(ge=0)] = option(0, "processes that read batches ahead of the step; 0: in the step")
 
 
+class Batches(Options):
+    space: Literal["left", "right", "mean"] = option(
+        "mean", "of pairs: whose bank batches are planned from: left, right, or the mean of both"
+    )
+
+
 class Optim(Options):
     schedule: Literal["cosine", "constant"] = option("cosine", "of the learning rate after the warm-up")
     warmup: Annotated[Steps, Field(ge=0)] = option(0, "steps of linear warm-up; below 1: a share of the run")
@@ -74,5 +80,5 @@ class Eval(Options):
     every: Count = option(500, "steps between evaluations during the run")
 
 
-COMMON: dict[str, type[Options]] = {"data": Data, "optim": Optim, "eval": Eval}
+COMMON: dict[str, type[Options]] = {"data": Data, "batches": Batches, "optim": Optim, "eval": Eval}
 """What every type of a kind has, too."""
