@@ -61,10 +61,11 @@ def model_folder(name: str) -> Path | None:
     if Path(name).is_dir():
         return Path(name)
     package = name.replace("-", "_")
-    if not package.isidentifier() or importlib.util.find_spec(package) is None:
-        return None
-    found = sorted(packaged(package).glob("**/tokenizer.json"))
-    return found[0].parent if found else None
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    for place in (spec.submodule_search_locations or ()) if spec is not None else ():
+        if found := sorted(Path(place).glob("**/tokenizer.json")):
+            return found[0].parent
+    return None
 
 
 def packaged(package: str, *inside: str) -> Path:
