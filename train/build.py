@@ -233,7 +233,7 @@ def load_data(config: Any) -> Splits:
     Raises:
         ValueError: for more rows than there are.
     """
-    splits: Splits = make("data", config.data)
+    splits: Splits = make("data", config.data, **{"run.seed": config.run.seed})
     return subset(splits, config.data.rows)
 
 

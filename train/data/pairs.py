@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from negbank.bounds import Annotated, Ge, Input, Section, checked
+from negbank.bounds import Annotated, Ge, Input, Section, Supplied, checked
 from negbank.counter import Counter
 from negbank.train.data.arrays import read_labels
 from negbank.train.data.contract import Data, Pairs, Splits, Subset
@@ -20,7 +20,7 @@ def pairs(
     *,
     groups: Annotated[str | None, Input()] = None,
     holdout: Annotated[float, Ge(0)] = 0.0,
-    split: Annotated[int, Ge(0)] = 0,
+    split: Annotated[int, Ge(0), Supplied("run.seed")] = 0,
 ) -> Splits:
     """Two sides of any type, of which row i of one is the positive of row i of the other.
 
@@ -30,7 +30,7 @@ def pairs(
         groups: .npy file of integers, one a pair, negative for none; pairs of one group are no negatives of each other.
         holdout: pairs held out of both sides, from 1 on their number, below 1 a share; 0: those that the sides hold
             out.
-        split: which pairs these are: 0, 1, ... draw others.
+        split: which pairs these are: 0, 1, ... draw others; None: run.seed.
 
     Raises:
         ValueError: for sides of different lengths or with different rows held out, or groups that do not fit.

@@ -21,7 +21,7 @@ import torch
 from tqdm import tqdm
 
 from negbank import files
-from negbank.bounds import Annotated, Count, Ge, Input, Share, checked
+from negbank.bounds import Annotated, Count, Ge, Input, Share, Supplied, checked
 from negbank.owner import sweep
 from negbank.train.data.contract import Pairs, Splits
 from negbank.train.data.pairs import held_out
@@ -46,7 +46,7 @@ def python_code(
     longest_document: Count = 96,
     delete: Share = 0.2,
     holdout: Annotated[float, Ge(0)] = 2000,
-    split: Annotated[int, Ge(0)] = 0,
+    split: Annotated[int, Ge(0), Supplied("run.seed")] = 0,
 ) -> Splits:
     """Functions of the installed Python packages: the docstring's first sentence on the left, the code on the right.
 
@@ -58,7 +58,7 @@ def python_code(
         longest_document: tokens of a function at most.
         delete: share of tokens that a view leaves out.
         holdout: pairs held out, from 1 on their number, below 1 a share.
-        split: which pairs these are: 0, 1, ... draw others.
+        split: which pairs these are: 0, 1, ... draw others; None: run.seed.
 
     Raises:
         ValueError: for a folder with less than 100 documented functions.
