@@ -15,7 +15,7 @@ from negbank import files
 REFRESH, EVALUATION, STEP = "refresh", "eval", "step"
 """The `event` of a row in metrics.jsonl."""
 
-UNTRAINED = ("knn_accuracy", "left_to_right_at_1", "right_to_left_at_1")
+UNTRAINED = ("knn_accuracy", "recall@1", "mrr@10", "left_to_right_at_1", "right_to_left_at_1")
 """What of the first evaluation is kept, to be held against the last."""
 NAMES = {
     "knn_accuracy": "kNN accuracy, trained encoder",
@@ -24,6 +24,14 @@ NAMES = {
     "linear_probe_accuracy": "linear probe accuracy",
     "view_retrieval_at_1": "view retrieval@1",
     "view_retrieval_at_5": "view retrieval@5",
+    "recall@1": "recall@1",
+    "untrained_recall@1": "recall@1, untrained encoder",
+    "recall@1_siblings": "recall@1, queries with siblings",
+    "recall@1_alone": "recall@1, queries without",
+    "recall@10": "recall@10",
+    "mrr@10": "MRR@10",
+    "ndcg@10": "NDCG@10",
+    "train_recall@1": "recall@1, training pairs",
     "global_loss": "global loss",
     "alignment": "alignment",
     "uniformity": "uniformity",
@@ -91,6 +99,14 @@ def draw_summary(rows: list[dict[str, Any]], summary: dict[str, Any], path: Path
                 name, (0.99, summary[key]), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8
             )
     knn.set_title("kNN accuracy, held-out images")
+    if any("recall@1" in row for row in rows):
+        for key, name in (
+            ("recall@1", "recall@1"),
+            ("mrr@10", "MRR@10"),
+            ("train_recall@1", "recall@1, training pairs"),
+        ):
+            _line(knn, rows, EVALUATION, key, name, marker="o", across="encodings")
+        knn.set_title("held-out queries against the whole corpus")
     for key, name in (
         ("acceptance_in_batch", "in-batch"),
         ("acceptance_index", "index"),
@@ -104,9 +120,9 @@ def draw_summary(rows: list[dict[str, Any]], summary: dict[str, Any], path: Path
     staleness.set_title("staleness at refreshes")
     staleness.set_ylim(0, 1)
     for axes in (loss, knn, acceptance, staleness):
-        axes.set_xlabel("step")
+        axes.set_xlabel("encodings" if axes is knn and "recall@1" in summary else "step")
         axes.grid(alpha=0.3)
-        if axes.lines and axes is not knn:
+        if axes.lines and (axes is not knn or "recall@1" in summary):
             axes.legend(fontsize=8)
         if not axes.lines:
             axes.text(0.5, 0.5, "not part of this method", transform=axes.transAxes, ha="center", color="grey")
@@ -118,8 +134,10 @@ def save(figure: Any, path: Path, *, dpi: int = 120) -> None:
     files.write(path, lambda file: figure.savefig(file, dpi=dpi, format="png"))
 
 
-def _line(axes: Any, rows: list[dict[str, Any]], event: str, key: str, name: str, **style: Any) -> None:
-    points = [(r["step"], r[key]) for r in rows if r["event"] == event and _finite(r.get(key))]
+def _line(
+    axes: Any, rows: list[dict[str, Any]], event: str, key: str, name: str, *, across: str = "step", **style: Any
+) -> None:
+    points = [(r[across], r[key]) for r in rows if r["event"] == event and _finite(r.get(key))]
     if points:
         axes.plot(*zip(*points), label=name, linewidth=1.2, markersize=3, **style)
 

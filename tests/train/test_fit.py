@@ -130,7 +130,7 @@ def test_pairs_of_tensors(tmp_path):
         (ROWS, other), [encoder(), right], batches={"batch_size": 24}, eval={"type": "retrieval", "ks": (1, 5)},
         optim={"lr": 0.02}, run={"steps": 80, "dir": str(tmp_path / "run")},
     )  # fmt: skip
-    assert found.summary["left_to_right_at_5"] > 3 * found.summary["untrained_left_to_right_at_1"]
+    assert found.summary["recall@5"] > 3 * found.summary["untrained_recall@1"]
     assert len(found.encoder) == 2
 
 

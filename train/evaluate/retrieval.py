@@ -1,9 +1,17 @@
-"""How well pairs find each other among all rows of the other side."""
+"""How well queries find their documents: held-out pairs, against the whole corpus or among each other.
+
+    whole       a held-out left row is a query; the corpus is every right row there is, those that were trained on, too
+    held_out    held-out rows of both sides, each among the held-out rows of the other, both ways
+
+The relevant documents of a query are its own and those of its group. Where the right side has labels, such as a
+document's source, a query has siblings if another document of the corpus has the label of its own: documents that are
+easily taken for one another. Both kinds of queries are reported.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
@@ -13,22 +21,26 @@ from negbank.bounds import Ge, checked
 from negbank.index import ExactIndex
 from negbank.train.data.contract import Pairs, Splits
 from negbank.train.evaluate.measures import mean_cosine
+from negbank.train.evaluate.ranking import Judgements, measured, ranks
 from negbank.train.inference import Inference
 
 SEED = 20_240_415
+TRAINED = 1000
+"""Training pairs that are judged, too, so that what is learned by heart shows."""
 
 
 class Retrieval:
-    """Recall@k of every row's partner among the rows of the other side, both ways.
+    """Recall, MRR and NDCG of held-out queries against the whole corpus, and of some training pairs.
 
     Args:
         inference: of the two towers.
-        splits: pairs; the held-out ones are judged, or the training ones where none are held out.
-        ks: at which k.
-        max_rows: pairs that are judged, a fixed random subset.
+        splits: pairs; the held-out ones are queries, or the training ones where none are held out.
+        ks: k of the recalls.
+        max_rows: queries, a fixed random subset.
+        corpus: whole, or held_out: held-out pairs among each other, both ways.
 
     Raises:
-        ValueError: for data of one side, or a k beyond the pairs that are judged.
+        ValueError: for data of one side, or a k beyond the documents there are.
     """
 
     @checked
@@ -39,32 +51,102 @@ class Retrieval:
         *,
         ks: list[int] = (1, 5, 10),  # type: ignore[assignment]
         max_rows: Annotated[int, Ge(2)] = 10_000,
+        corpus: Literal["whole", "held_out"] = "whole",
     ) -> None:
-        pairs = splits.train if splits.test is None else splits.test
-        if not isinstance(pairs, Pairs):
+        train, test = splits.train, splits.test
+        pairs = train if test is None else test
+        if not isinstance(pairs, Pairs) or not isinstance(train, Pairs):
             raise ValueError("eval.type=retrieval: judges pairs; take data.type=pairs, or eval.type=features")
-        self._inference, self._pairs, self._ks = inference, pairs, list(ks)
-        order = torch.randperm(len(pairs.left), generator=torch.Generator().manual_seed(SEED))
-        self._rows = order[:max_rows].sort().values
-        if not ks or min(ks) < 1 or max(ks) > len(self._rows):
-            raise ValueError(f"eval.ks={list(ks)}: expected 1..{len(self._rows)}, the pairs judged; lower them")
+        self._inference, self._pairs, self._ks, self._whole = inference, pairs, list(ks), corpus == "whole"
+        self._train = train if test is not None and self._whole else None
+        self._rows = _some(len(pairs.left), max_rows)
+        documents = len(self._rows) if not self._whole else sum(len(each.right) for each in self._corpus)
+        if not ks or min(ks) < 1 or max(ks) > documents:
+            raise ValueError(f"eval.ks={list(ks)}: expected 1..{documents}, the documents; lower them")
+
+    @property
+    def _corpus(self) -> list[Pairs]:
+        """The pairs whose right sides are the corpus, in its order: those of the queries first."""
+        return [self._pairs] if self._train is None else [self._pairs, self._train]
 
     def baseline(self) -> dict[str, float]:
         """Nothing."""
         return {}
 
     def quick(self) -> dict[str, float]:
-        """Recall, and mean cosines that tell a collapse."""
+        """All of it."""
         return self.full()
 
     def full(self) -> dict[str, float]:
-        """The same: it is cheap."""
-        left, right = (
-            inference.embeddings(data, self._rows) for inference, data in zip(self._inference, self._pairs[:2])
+        """Recalls, MRR, NDCG, and mean cosines that tell a collapse."""
+        left, right = self._inference
+        queries = unit_rows(left.embeddings(self._pairs.left, self._rows))
+        if not self._whole:
+            documents, groups = right.embeddings(self._pairs.right, self._rows), self._pairs.groups
+            found = recall_both_ways(
+                queries, documents, ks=self._ks, groups=None if groups is None else groups[self._rows]
+            )
+            return {**found, **_cosines(queries, documents)}
+        corpus = unit_rows(
+            torch.cat([right.embeddings(each.right, torch.arange(len(each.right))) for each in self._corpus])
         )
-        groups = self._pairs.groups
-        found = recall_both_ways(left, right, ks=self._ks, groups=None if groups is None else groups[self._rows])
-        return {**found, "left_mean_cosine": mean_cosine(left), "right_mean_cosine": mean_cosine(right)}
+        found = self._judged(queries, corpus, self._rows)
+        if self._train is not None:
+            rows = _some(len(self._train.left), TRAINED)
+            trained = unit_rows(left.embeddings(self._train.left, rows))
+            found["train_recall@1"] = self._judged(trained, corpus, rows + len(self._pairs.left))["recall@1"]
+        return {**found, **_cosines(queries, corpus)}
+
+    def _judged(self, queries: Tensor, corpus: Tensor, own: Tensor) -> dict[str, float]:
+        """Mean measures of queries (Q, D), whose own documents are at places own (Q,) of the corpus."""
+        judged = self._relevant(own)
+        judged = Judgements(*(each.to(corpus.device) for each in judged))
+        found = measured(ranks(queries, corpus, judged), judged, recalls=sorted({1, *self._ks}))
+        means = {name: float(values.mean()) for name, values in found.items()}
+        labels = self._labels()
+        if labels is None:
+            return means
+        known, counts = labels >= 0, torch.bincount(labels[labels >= 0])
+        siblings = torch.zeros(len(labels), dtype=torch.bool)
+        siblings[known] = counts[labels[known]] > 1
+        some = siblings[own].to(corpus.device)
+        means["siblings"] = float(some.double().mean())
+        for name in ("recall@1", "mrr@10"):
+            for kind, which in (("siblings", some), ("alone", ~some)):
+                if bool(which.any()):
+                    means[f"{name}_{kind}"] = float(found[name][which].mean())
+        return means
+
+    def _relevant(self, own: Tensor) -> Judgements:
+        """The document of every query, and those of its group."""
+        query = torch.arange(len(own))
+        groups = [each.groups for each in self._corpus]
+        if any(each is None for each in groups):
+            return Judgements(query, own, torch.ones(len(own)))
+        label = torch.cat([each for each in groups if each is not None]).cpu()
+        order = label.argsort(stable=True)
+        mine = label[own]
+        first, last = (torch.searchsorted(label[order], mine, right=right) for right in (False, True))
+        alone = mine < 0
+        counts = torch.where(alone, 1, last - first)
+        at = torch.arange(int(counts.sum())) - (counts.cumsum(0) - counts).repeat_interleave(counts)
+        documents = order[(torch.where(alone, 0, first).repeat_interleave(counts) + at).clamp(max=len(order) - 1)]
+        documents = torch.where(alone.repeat_interleave(counts), own.repeat_interleave(counts), documents)
+        return Judgements(query.repeat_interleave(counts), documents, torch.ones(len(documents)))
+
+    def _labels(self) -> Tensor | None:
+        """Labels of the corpus (N,), or None."""
+        found = [each.right.labels for each in self._corpus]
+        return None if any(each is None for each in found) else torch.cat([each for each in found if each is not None])
+
+
+def _some(count: int, most: int) -> Tensor:
+    """At most so many of rows 0..count−1, a fixed random subset, ascending."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(SEED))[:most].sort().values
+
+
+def _cosines(left: Tensor, right: Tensor) -> dict[str, float]:
+    return {"left_mean_cosine": mean_cosine(left), "right_mean_cosine": mean_cosine(right)}
 
 
 def recall_both_ways(

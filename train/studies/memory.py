@@ -43,7 +43,7 @@ def held(trainer: Trainer) -> dict[str, int]:
     keep their order alone, as every method does, and count nothing.
     """
     parts = {
-        "bank": [tower.bank for tower in trainer.towers if tower.refresher is not None],
+        "bank": [tower.bank for tower in trainer.towers if trainer.refreshers],
         "snapshot": trainer.snapshots(),
         "momentum_encoder": trainer.slow,
         "negatives": [tower.negatives for tower in trainer.towers],

@@ -80,7 +80,7 @@ class Live(Hook):
             AblationError: for results of other settings in the folder.
             ValueError: for fresh embeddings that are not finite.
         """
-        (bank, *_), seed = self._run.trainer.snapshots(), self._run.seed
+        bank, seed = next(iter(self._run.trainer.snapshots()), None), self._run.seed
         if self._every is None or step % self._every != 0 or bank is None:
             return
         store = self._store = self._store or Store(self._run.folder / FOLDER, self._settings)

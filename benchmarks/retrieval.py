@@ -1,0 +1,131 @@
+"""Which batches retrieve best: methods × batch sizes × seeds on pairs of texts, at equal encodings. Resumable.
+
+    python benchmarks/retrieval.py OUT --data pairs.tsv [--corpus full one code] [--methods ...] [--seeds 0 1 2]
+
+pairs.tsv has the columns short, long and source (a number: documents of one source are siblings). "one" keeps the
+first document of every source, "code" are the functions of the installed packages. Every run is `negbank train` with
+configs/retrieval_pairs.yaml or configs/retrieval_quickstart.yaml and what is listed below; a seed is a split of its
+own. A run that has finished is not run again. OUT/results.csv has a row a run, `--table` prints means over seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import statistics
+import subprocess
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+METHODS = {
+    "in_batch": ["batches.type=uniform"],
+    "knn": ["batches.type=knn"],
+    "prosampler": ["batches.type=prosampler", "batches.candidates=null", "batches.neighbors=20"],
+    "communities": ["batches.type=communities"],
+    "groups": ["batches.type=drawn", "batches.group=4", "batches.proposal.type=nearest", "batches.proposal.k=64"],
+    "drawn": ["batches.type=drawn", "batches.group=4", "negatives.type=importance", "negatives.draws=0"],
+    "sogclr": ["batches.type=uniform", "negatives.type=sogclr", "negatives.relative=true"],
+    "mined": ["batches.type=uniform", "negatives.type=mined"],
+    "importance": ["batches.type=uniform", "negatives.type=importance", "negatives.pool=true", "negatives.draws=128"],
+    "emc2": ["batches.type=uniform", "negatives.type=emc2", "negatives.pool=true", "negatives.draws=128"],
+}
+SHOWN = ("recall@1", "mrr@10", "train_recall@1", "recall@1_siblings", "recall@1_alone", "best_recall@1", "best_mrr@10")
+
+
+def corpora(data: Path | None, out: Path) -> dict[str, list[str]]:
+    """The configuration file of each corpus and what it is told of it."""
+    pairs = [str(ROOT / "configs" / "retrieval_pairs.yaml")]
+    paths = lambda path: [f"data.{side}.path={path}" for side in ("left", "right")]  # noqa: E731
+    found = {"code": [str(ROOT / "configs" / "retrieval_quickstart.yaml")]}
+    if data is None:
+        return found
+    one, seen = out / "one.tsv", set()
+    if not one.exists():
+        header, *lines = data.read_text().splitlines()
+        at = header.split("\t").index("source")
+        kept = [line for line in lines if (s := line.split("\t")[at]) not in seen and not seen.add(s)]
+        one.write_text("\n".join([header, *kept]) + "\n")
+    return {**found, "full": [*pairs, *paths(data)], "one": [*pairs, *paths(one)]}
+
+
+def main() -> None:
+    options = arguments()
+    options.out.mkdir(parents=True, exist_ok=True)
+    known = corpora(options.data, options.out)
+    runs = [
+        (corpus, method, size, seed)
+        for corpus in options.corpus for seed in options.seeds for size in options.sizes for method in options.methods
+    ]  # fmt: skip
+    for corpus, method, size, seed in [] if options.table else runs:
+        name = f"{corpus}/{method}{options.name}_b{size}_lr{options.lr:g}_e{options.encodings}/{seed}"
+        folder = options.out / name
+        if (folder / "manifest.json").exists():
+            continue
+        steps = options.encodings // (2 * size)
+        config, *overrides = known[corpus]
+        command = [
+            config, *overrides, *METHODS[method], f"batches.batch_size={size}", f"run.seed={seed}", f"run.dir={folder}",
+            f"run.steps={steps}", f"eval.every={max(1, steps // 8)}", f"run.checkpoint_every={steps}",
+            f"optim.lr={options.lr}", "run.log_every=100", *options.override,
+        ]  # fmt: skip
+        print(name, flush=True)
+        with (options.out / "log.txt").open("a") as log:
+            subprocess.run([sys.executable, "-m", "negbank", "train", *command, "--overwrite"], stderr=log, stdout=log)
+        collect(options.out)
+    collect(options.out)
+    show(options.out)
+
+
+def collect(out: Path) -> None:
+    """OUT/results.csv, anew."""
+    rows = []
+    for path in sorted(out.glob("*/*/*/summary.json")):
+        corpus, method, seed = path.parts[-4:-1]
+        found = json.loads(path.read_text())
+        numbers = {name: found[name] for name in sorted(found) if isinstance(found[name], int | float)}
+        rows.append({"corpus": corpus, "method": method, "seed": int(seed), **numbers})
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    with (out / "results.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def show(out: Path) -> None:
+    """Means (and standard deviations) over seeds, and the paired difference to in_batch of the same size and seed."""
+    with (out / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    cells = defaultdict(dict)
+    for row in rows:
+        cells[row["corpus"], row["method"]][int(row["seed"])] = row
+    for (corpus, method), found in sorted(cells.items()):
+        parts = [f"{corpus:5} {method:42} n={len(found)}"]
+        for name in SHOWN:
+            values = [float(row[name]) for row in found.values() if row.get(name)]
+            if values:
+                sd = f" ({statistics.stdev(values):.4f})" if len(values) > 1 else ""
+                parts.append(f"{name} {statistics.mean(values):.4f}{sd}")
+        print("  ".join(parts))
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--corpus", nargs="+", choices=("full", "one", "code"), default=["full"])
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
+    parser.add_argument("--sizes", nargs="+", type=int, default=[32])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--encodings", type=int, default=600_000)
+    parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--name", default="", help="tells runs with other overrides apart")
+    parser.add_argument("--override", nargs="*", default=[], help="key=value of every run")
+    parser.add_argument("--table", action="store_true", help="print what is there and run nothing")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
