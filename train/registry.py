@@ -54,6 +54,8 @@ REGISTRY: dict[str, dict[str, str | Callable[..., Any]]] = {
         "spectral": "negbank.samplers.batches.spectral:Spectral",
         "ordered": "negbank.samplers.batches.ordered:Ordered",
         "drawn": "negbank.samplers.batches.drawn:Drawn",
+        "communities": "negbank.samplers.batches.communities:Communities",
+        "clusters": "negbank.samplers.batches.clusters:Clusters",
     },
     "negatives": {
         "emc2": "negbank.samplers.negatives.emc2:Emc2",

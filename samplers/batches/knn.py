@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from negbank.bounds import Annotated, Count, Ge, Labels, checked
+from negbank.bounds import Annotated, Count, Ge, Labels, Share, checked
 from negbank.counter import Counter
 from negbank.samplers.batches.graph import ProximityGraph, index_graph
 from negbank.samplers.batches.planned import Planned
@@ -30,6 +30,7 @@ class Knn(Planned):
         num_rows: N.
         batch_size: B, rows a batch; each is seen under two views.
         neighbors: K, neighbours of a row in the graph, searched once a snapshot; fewer where it holds fewer rows.
+        chosen: share of a batch's rows that keep their place in it; the others change places at random.
         groups: integer labels (N,), negative for none, of which few may meet in a batch.
         max_per_group: rows of one label that may meet in a batch; with groups.
         drop_last: the last, smaller batch of an epoch is left out; its rows, drawn at random, wait for another epoch.
@@ -48,12 +49,15 @@ class Knn(Planned):
         batch_size: Annotated[int, Ge(2)] = 64,
         *,
         neighbors: Count = 100,
+        chosen: Share = 1.0,
         groups: Annotated[Tensor | None, Labels()] = None,
         max_per_group: Count | None = None,
         drop_last: bool = True,
         counter: Counter = Counter.of(0),
     ) -> None:
-        super().__init__(num_rows, batch_size, groups, max_per_group, drop_last=drop_last, counter=counter)
+        super().__init__(
+            num_rows, batch_size, groups, max_per_group, drop_last=drop_last, chosen=chosen, counter=counter
+        )
         if neighbors >= num_rows:
             raise ValueError(f"neighbors={neighbors}: expected 1..{num_rows - 1}, the other rows of the data set")
         self.neighbors = neighbors

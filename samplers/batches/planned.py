@@ -40,6 +40,8 @@ class Planned(Sampler[list[int]]):
             Always kept among batches of B rows where a row comes once an epoch; as far as exchanges go in a last,
             smaller batch and where rows come again.
         drop_last: leave out the last, smaller batch of an epoch (whose rows, drawn at random, wait for another epoch).
+        chosen: share of a planned batch's rows that keep their place in it: round(chosen · B) of them, drawn at random.
+            The others of all planned batches change places at random, so that each batch has as many that nobody chose.
         counter: place of the random draws, of which each plan has its own.
 
     Raises:
@@ -68,6 +70,7 @@ class Planned(Sampler[list[int]]):
         max_per_group: int | None = None,
         *,
         drop_last: bool = True,
+        chosen: float = 1.0,
         counter: Counter = Counter.of(0),
     ) -> None:
         if batch_size > num_rows:
@@ -80,7 +83,7 @@ class Planned(Sampler[list[int]]):
             batch_size=batch_size,
             batches=len(self) if self.disjoint else None,
         )
-        self._max_per_group = max_per_group
+        self._max_per_group, self._kept = max_per_group, round(chosen * batch_size)
         self.uniform = type(self).uniform and self._groups is None
         self.known = type(self).known or self.uniform
         self._counter = counter
@@ -256,6 +259,8 @@ class Planned(Sampler[list[int]]):
             self.prepare(snapshot, self._counter.at("graph", snapshot.version).generator())
             self._prepared = True
         batches = self.plan(known.sort().values, count, snapshot, generator).cpu()[:count]
+        if self._kept < self.batch_size:
+            batches = mixed(batches, self.batch_size - self._kept, generator)
         left = torch.ones(self.num_rows, dtype=torch.bool)
         left[batches] = False
         rest = rows[left[rows]]
@@ -264,3 +269,10 @@ class Planned(Sampler[list[int]]):
         rest = rest[torch.randperm(len(rest), generator=generator)]
         order = torch.randperm(whole, generator=generator)
         return torch.cat((batches, rest.view(-1, self.batch_size)))[order].flatten(), order < len(batches)
+
+
+def mixed(batches: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Batches (n, B) of which `count` slots each, drawn at random, change their rows among all batches."""
+    slots = torch.rand(batches.shape, generator=generator).argsort(1)[:, :count]
+    moved = batches.gather(1, slots).flatten()
+    return batches.scatter(1, slots, moved[torch.randperm(len(moved), generator=generator)].view_as(slots))

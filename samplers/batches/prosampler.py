@@ -48,6 +48,7 @@ class ProSampler(Planned):
         restart_min: below which α does not fall.
         cover: epoch: every row at most once an epoch; walk, as published: batches overlap, N // B of them an epoch,
             each from a row that no batch of the plan has had yet; some rows come several times and some not at all.
+        chosen: share of a batch's rows that keep their place in it; the others change places at random.
         groups: integer labels (N,), negative for none, of which few may meet in a batch.
         max_per_group: rows of one label that may meet in a batch; with groups.
         drop_last: the last, smaller batch of an epoch is left out; its rows, drawn at random, wait for another epoch.
@@ -71,13 +72,18 @@ class ProSampler(Planned):
         restart_decay: Share = 0.02,
         restart_min: Share = 0.05,
         cover: Literal["epoch", "walk"] = "epoch",
+        chosen: Share = 1.0,
         groups: Annotated[Tensor | None, Labels()] = None,
         max_per_group: Count | None = None,
         drop_last: bool = True,
         counter: Counter = Counter.of(0),
     ) -> None:
+        if chosen < 1 and cover == "walk":
+            raise ValueError(f"chosen={chosen}: rows of cover=walk come again, and could not change places; take epoch")
         self.disjoint = cover == "epoch"
-        super().__init__(num_rows, batch_size, groups, max_per_group, drop_last=drop_last, counter=counter)
+        super().__init__(
+            num_rows, batch_size, groups, max_per_group, drop_last=drop_last, chosen=chosen, counter=counter
+        )
         others = num_rows - 1
         if candidates is not None and candidates > others:
             raise ValueError(f"candidates={candidates}: expected 1..{others}, the other rows; None takes the index's")

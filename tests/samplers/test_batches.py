@@ -9,9 +9,19 @@ from torch.utils.data import DataLoader, TensorDataset
 from negbank import Snapshot
 from negbank.counter import Counter
 from negbank.proposals import Nearest
-from negbank.samplers.batches import Drawn, Knn, Ordered, ProSampler, Spectral, UniformBatches
+from negbank.samplers.batches import (
+    Clusters,
+    Communities,
+    Drawn,
+    Knn,
+    Ordered,
+    ProSampler,
+    Spectral,
+    UniformBatches,
+)
 
 ROWS = 53
+divisor = lambda size: next((k for k in range(2, size + 1) if size % k == 0), 2)  # noqa: E731
 SAMPLERS = {
     "uniform": UniformBatches,
     "knn": lambda *sizes, **options: Knn(*sizes, neighbors=5, **options),
@@ -24,6 +34,12 @@ SAMPLERS = {
     "spectral, global": lambda *sizes, **options: Spectral(*sizes, temperature=0.1, scope="global", **options),
     "drawn": lambda *sizes, **options: Drawn(*sizes, proposal=partial(Nearest, k=5), **options),
     "drawn, model": lambda *sizes, **options: Drawn(*sizes, proposal=partial(Nearest, k=5), weights="model", **options),
+    "communities": lambda n, size, **options: Communities(n, size, size=divisor(size), **options),
+    "communities, metis": lambda n, size, **options: Communities(
+        n, size, size=divisor(size), partition="metis", width=4, skip=1, **options
+    ),
+    "clusters": lambda n, size, **options: Clusters(n, size, size=size, **options),
+    "knn, half chosen": lambda *sizes, **options: Knn(*sizes, neighbors=5, chosen=0.5, **options),
     "ordered": lambda *sizes, **options: Ordered(*sizes, temperature=0.1, pool=3, keep=2, **options),
 }
 COVERING = [name for name in SAMPLERS if "walk" not in name and name.split(",")[0] not in ("drawn", "ordered")]
