@@ -1,7 +1,8 @@
 """Checkpoints that a crash cannot damage: folders that are there whole, with a checksum over every file.
 
-One folder a checkpoint, `step_00001000/`, with the run's state, the rows of metrics.jsonl up to it, and the snapshots
-that were in use, one a refresher. Read with `weights_only=True`: a checkpoint runs no code.
+One folder a checkpoint, `step_00001000/`, and `best/` where a run keeps its best one, with the run's state, the rows of
+metrics.jsonl up to it, and the snapshots that were in use, one a refresher. Read with `weights_only=True`: a checkpoint
+runs no code.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from negbank.remedies import remedy
 from negbank.snapshot import Snapshot
 
 STATE, METRICS, SNAPSHOT = "state.pt", "metrics.jsonl", "snapshot_{}"
+BEST = "best"
 KEEP = 2
 """Checkpoints kept in a run directory."""
 
@@ -43,11 +45,44 @@ def save(folder: Path, state: dict[str, Any], snapshots: Sequence[Snapshot | Non
         CheckpointError: when the disk refuses; the checkpoints before stay as they were.
     """
     step = state["trainer"]["step"]
-    final = _path(folder, step)
+    final = _write(_path(folder, step), state, snapshots, metrics)
+    found = steps(folder)
+    for old in (each for each in found if each > step or each in found[: found.index(step)][: 1 - KEEP]):
+        files.remove(_path(folder, old))
+    return final
+
+
+def save_best(folder: Path, state: dict[str, Any], snapshots: Sequence[Snapshot | None], metrics: bytes) -> Path:
+    """Put the checkpoint in the place of the best one so far. A kill may lose that; the run comes by here again.
+
+    Raises:
+        CheckpointError: when the disk refuses.
+    """
+    return _write(folder / BEST, state, snapshots, metrics)
+
+
+def load_best(folder: Path, *, device: torch.device) -> Checkpoint | None:
+    """The best checkpoint, or None when there is none.
+
+    Raises:
+        CheckpointError: when a file of it is missing or changed, or cannot be read.
+    """
+    path = folder / BEST
+    if not path.exists():
+        return None
+    try:
+        return _read(path, device)
+    except files.DamagedError as error:
+        raise CheckpointError(f"{error}; remove {path}, or take the newest checkpoint") from None
+    except OSError as error:
+        raise CheckpointError(f"{error.filename or path}: not readable ({remedy(error)})") from error
+
+
+def _write(final: Path, state: dict[str, Any], snapshots: Sequence[Snapshot | None], metrics: bytes) -> Path:
     try:
         if final.exists():
             files.remove(final)
-        with files.folder(final, {"step": step}) as draft:
+        with files.folder(final, {"step": state["trainer"]["step"]}) as draft:
             torch.save(state, draft / STATE)
             (draft / METRICS).write_bytes(metrics)
             for position, snapshot in enumerate(snapshots):
@@ -58,9 +93,6 @@ def save(folder: Path, state: dict[str, Any], snapshots: Sequence[Snapshot | Non
         raise CheckpointError(
             f"{final}: not written ({cause}); earlier checkpoints are whole: see to it, then resume the run"
         ) from error
-    found = steps(folder)
-    for old in (each for each in found if each > step or each in found[: found.index(step)][: 1 - KEEP]):
-        files.remove(_path(folder, old))
     return final
 
 
@@ -72,7 +104,8 @@ def steps(folder: Path) -> list[int]:
 
 def tidy(folder: Path) -> None:
     """Remove what a kill has left of a checkpoint that was being written or removed."""
-    sweep(folder, f"step_*{files.DRAFT}")
+    for name in ("step_*", BEST):
+        sweep(folder, name + files.DRAFT)
 
 
 def load(folder: Path, *, device: torch.device, passed_over: Callable[[str], None] | None = None) -> Checkpoint | None:

@@ -49,6 +49,8 @@ class Loop:
     def __init__(self, folder: Path, assembly: Assembly) -> None:
         self.folder, self.assembly, self.trainer = folder, assembly, assembly.trainer
         self.kept: dict[str, float] = {}  # measured once, before the first step
+        self.best: dict[str, Any] = {}  # what the evaluation found that run.keep_best is highest in
+        self.fruitless = 0  # evaluations since
         self.seconds = 0.0
         self._asked: int | None = None
         self._done = False
@@ -84,7 +86,7 @@ class Loop:
                 self._refresh()
                 if trainer.step_number % self.assembly.config.eval.every == 0:
                     self._evaluate()
-            while trainer.step_number < total:
+            while trainer.step_number < total and not self._tired():
                 metrics = trainer.step()
                 step = trainer.step_number
                 bar.update()
@@ -100,6 +102,7 @@ class Loop:
                     self._refresh()
                 if step % self.assembly.config.eval.every == 0 and step < total:
                     self._evaluate()
+                    total = step if self._tired() else total
                 self.seconds = time.perf_counter() - started
                 if self._asked is not None:
                     self._checkpoint()
@@ -109,17 +112,25 @@ class Loop:
             self._done = True
             final = self.assembly.evaluation.full()
             self._log(report.EVALUATION, {**final, "encodings": trainer.encodings})
+            if options.keep_best is not None and not self._tired():  # by the same measures as before
+                self._judge(self.assembly.evaluation.quick())
             self._logged()
         self.seconds = time.perf_counter() - started
         return self._finish(final)
 
-    def restore(self, passed_over: Callable[[str], None] | None = None) -> bytes | None:
+    def restore(self, passed_over: Callable[[str], None] | None = None, *, best: bool = False) -> bytes | None:
         """Take up the newest checkpoint; what it knew of metrics.jsonl, or None when there is none.
 
         Args:
             passed_over: see `negbank.train.checkpoint.load`.
+            best: the best one instead, which is to be looked at and not to be gone on from.
         """
-        found = checkpoint.load(self.folder / CHECKPOINTS, device=self.assembly.device, passed_over=passed_over)
+        folder, device = self.folder / CHECKPOINTS, self.assembly.device
+        found = (
+            checkpoint.load_best(folder, device=device)
+            if best
+            else checkpoint.load(folder, device=device, passed_over=passed_over)
+        )
         if found is None:
             return None
         state, snapshots, metrics = found
@@ -134,6 +145,7 @@ class Loop:
         for name, hook in self.assembly.hooks.items():
             hook.load_state_dict(state["hooks"][name])
         self.kept, self.seconds = state["kept"], state["seconds"]
+        self.best, self.fruitless = state["best"], state["fruitless"]
         return metrics
 
     def _lengthen(self, step: int, before: int) -> None:
@@ -167,6 +179,32 @@ class Loop:
         self._log(report.EVALUATION, {**found, "encodings": self.trainer.encodings})
         shown = ", ".join(f"{name} {value:.4f}" for name, value in found.items())
         tqdm.write(f"step {self.trainer.step_number}: {shown}")
+        self._judge(found)
+
+    def _judge(self, found: Mapping[str, float]) -> None:
+        """Keep the checkpoint of this step if its evaluation is the best so far.
+
+        Raises:
+            RunError: for a measure that the evaluation does not have.
+        """
+        name = self.assembly.config.run.keep_best
+        if name is None:
+            return
+        measure, sign = name.removeprefix("-"), -1 if name.startswith("-") else 1
+        if measure not in found:
+            raise RunError(f"run.keep_best={name}: eval measures {', '.join(found)}; take one of these")
+        if self.trainer.step_number == 0:  # untrained
+            return
+        self.fruitless += 1
+        if not self.best or sign * found[measure] > sign * self.best[measure]:
+            self.best = {**found, "step": self.trainer.step_number, "encodings": self.trainer.encodings}
+            self.fruitless = 0
+            checkpoint.save_best(self.folder / CHECKPOINTS, self._state(), self.trainer.snapshots(), self._logged())
+
+    def _tired(self) -> bool:
+        """Whether so many evaluations have found nothing better that the run is to end."""
+        patience = self.assembly.config.run.patience
+        return patience is not None and self.fruitless >= patience
 
     @contextmanager
     def _workers(self) -> Iterator[None]:
@@ -212,20 +250,25 @@ class Loop:
     def _checkpoint(self) -> None:
         metrics = self._logged()
         self._board.flush()
-        state = {
+        checkpoint.save(self.folder / CHECKPOINTS, self._state(), self.trainer.snapshots(), metrics)
+
+    def _state(self) -> dict[str, Any]:
+        return {
             "config": to_dict(self.assembly.config),
             "total": self.assembly.steps,
             "trainer": self.trainer.state_dict(),
             "hooks": {name: hook.state_dict() for name, hook in self.assembly.hooks.items()},
             "kept": self.kept,
+            "best": self.best,
+            "fruitless": self.fruitless,
             "seconds": self.seconds,
         }
-        checkpoint.save(self.folder / CHECKPOINTS, state, self.trainer.snapshots(), metrics)
 
     def _finish(self, final: dict[str, float]) -> dict[str, Any]:
         summary = {
             **final,
             **self.kept,
+            **{f"best_{name}": value for name, value in self.best.items()},
             "steps": self.trainer.step_number,
             "encodings": self.trainer.encodings,
             "seconds": round(self.seconds, 2),

@@ -123,15 +123,26 @@ def _built(config: Any, encoder: Modules, splits: Splits | None, keep: list[nn.M
     return assembly
 
 
-def evaluate(folder: Path) -> dict[str, float]:
-    """All measures of the newest checkpoint of a run.
+def restored(folder: Path, *, best: bool = False) -> Loop:
+    """The run in `folder` as it was at its newest checkpoint, or at the best one.
 
     Raises:
-        RunError: when there is no run or no checkpoint in `folder`.
+        RunError: when there is no run or no such checkpoint.
     """
     run = Loop(folder, build(read_config(folder)))
-    if run.restore() is None:
-        raise RunError(f"{folder}: no checkpoint yet; let the run reach run.checkpoint_every steps first")
+    if run.restore(best=best) is None:
+        needed = "a run with run.keep_best has one" if best else "let the run reach run.checkpoint_every steps first"
+        raise RunError(f"{folder}: no {'best ' * best}checkpoint yet; {needed}")
+    return run
+
+
+def evaluate(folder: Path, *, best: bool = False) -> dict[str, float]:
+    """All measures of the newest checkpoint of a run, or of the best one.
+
+    Raises:
+        RunError: when there is no run or no such checkpoint in `folder`.
+    """
+    run = restored(folder, best=best)
     return {**run.kept, **run.assembly.evaluation.full(), "steps": run.trainer.step_number}
 
 

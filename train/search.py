@@ -10,10 +10,8 @@ import torch
 
 from negbank.bank import unit_rows
 from negbank.index import ExactIndex
-from negbank.train.build import build
 from negbank.train.data.contract import Data, Subset, sides
-from negbank.train.loop import Loop, RunError
-from negbank.train.run import read_config
+from negbank.train.run import restored
 
 
 class Hit(NamedTuple):
@@ -23,27 +21,26 @@ class Hit(NamedTuple):
     text: str
 
 
-def search(folder: Path, queries: Sequence[str], *, k: int = 5) -> list[list[Hit]]:
+def search(folder: Path, queries: Sequence[str], *, k: int = 5, best: bool = False) -> list[list[Hit]]:
     """The k documents nearest to each query, by the newest checkpoint of a run; of pairs those of the right side.
 
     Args:
         folder: of the run.
         queries: texts, read as the left side's are.
         k: at most; fewer where there are fewer documents.
+        best: by the best checkpoint instead.
 
     Raises:
         RunError: where there is no run, or no checkpoint of it yet.
         ValueError: for a run of other things than texts, or a query without a word.
     """
-    assembly = build(read_config(folder))
+    assembly = restored(folder, best=best).assembly
     found = assembly.splits.train, assembly.splits.test
     parts = [part for part in found if part is not None]
     asked, documents = _whole(sides(parts[0])[0]), [sides(part)[-1] for part in parts]
     texts = [_whole(each).texts[row] for each in documents for row in _rows(each) if hasattr(_whole(each), "texts")]
     if not hasattr(asked, "tokenized") or not texts:
         raise ValueError(f"{folder}: a run of data.type={assembly.config.data.type}, which has no texts to search")
-    if Loop(folder, assembly).restore() is None:
-        raise RunError(f"{folder}: no checkpoint yet; let the run reach run.checkpoint_every steps first")
     first, last = assembly.inference[0], assembly.inference[-1]
     rows = torch.cat([last.embeddings(each, torch.arange(len(each))) for each in documents])
     wanted = first.embed(asked.tokenized(list(queries)))

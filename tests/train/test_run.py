@@ -371,3 +371,57 @@ def test_files_of_others_are_not_taken_for_a_new_run(tmp_path):
 def test_metrics_are_strict_json(uninterrupted):
     for line in (uninterrupted / "metrics.jsonl").read_text().splitlines():
         json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+
+
+BEST = {
+    **CONFIG,
+    "negatives": {"type": "in_batch"},
+    "eval": {"every": 5},
+    "run": {**CONFIG["run"], "keep_best": "knn_accuracy", "checkpoint_every": 12},
+}
+
+
+def evaluations(folder):
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in rows if row["event"] == "eval" and row["step"] > 0]
+
+
+@pytest.mark.parametrize(("measure", "sign"), [("knn_accuracy", 1), ("-uniformity", -1)])
+def test_the_best_checkpoint_is_kept_and_reported(tmp_path, measure, sign):
+    start(parse({**BEST, "run": {**BEST["run"], "keep_best": measure, "dir": str(tmp_path / "run")}})[0])
+    name = measure.removeprefix("-")
+    rows = evaluations(tmp_path / "run")[:-1]  # the last one is of all measures, over more rows
+    best = max(rows, key=lambda row: (sign * row[name], -row["step"]))
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    if summary["best_step"] == STEPS:  # the last step is judged, too
+        assert sign * summary[f"best_{name}"] > sign * best[name]
+    else:
+        assert (summary["best_step"], summary[f"best_{name}"]) == (best["step"], best[name])
+    assert evaluate(tmp_path / "run", best=True)["steps"] == summary["best_step"]
+
+
+def test_a_run_ends_when_nothing_better_comes_and_resumes_to_the_same_end(tmp_path):
+    options = {**BEST["run"], "keep_best": "-mean_cosine", "patience": 2, "steps": 200}
+    folder = tmp_path / "run"
+    start(parse({**BEST, "optim": {"lr": 1e-6}, "run": {**options, "dir": str(folder)}})[0])
+    rows, whole = evaluations(folder), (folder / "metrics.jsonl").read_bytes()
+    values = [row["mean_cosine"] for row in rows[:-1]]
+    last = rows[-1]["step"]
+    assert last < 200
+    assert min(values) not in values[-2:]
+    for step in checkpoint.steps(folder / "checkpoints")[1:]:
+        shutil.rmtree(folder / "checkpoints" / f"step_{step:08d}")
+    resume(folder)
+    assert (folder / "metrics.jsonl").read_bytes() == whole
+    resume(folder)  # one that has ended stays ended
+    assert json.loads((folder / "summary.json").read_text())["steps"] == last
+
+
+def test_a_measure_that_is_not_there_is_told_before_the_first_step(tmp_path):
+    with pytest.raises(RunError, match=r"eval measures .*knn_accuracy"):
+        start(parse({**BEST, "run": {**BEST["run"], "keep_best": "recall@1", "dir": str(tmp_path / "run")}})[0])
+    with pytest.raises(ConfigError, match=r"set run.keep_best"):
+        parse({**BEST, "run": {**CONFIG["run"], "patience": 3}})
+    start(parse({**CONFIG, "run": {**CONFIG["run"], "steps": 8, "dir": str(tmp_path / "run")}})[0], overwrite=True)
+    with pytest.raises(RunError, match="no best checkpoint"):
+        evaluate(tmp_path / "run", best=True)

@@ -12,6 +12,7 @@ def add(commands: Any) -> None:
     search = commands.add_parser("search", help="find the documents of a run by meaning")
     search.add_argument("run_dir", type=Path, metavar="RUN_DIR")
     search.add_argument("query", nargs="+", help="words; each argument is a query")
+    search.add_argument("--best", action="store_true", help="by the best checkpoint, not the newest")
     search.add_argument("-k", type=int, default=5, help="documents a query (5)")
 
 
@@ -21,7 +22,7 @@ def run(options: Namespace) -> int:
 
     if options.k < 1:
         raise ValueError(f"-k {options.k}: expected at least 1")
-    for query, hits in zip(options.query, search(options.run_dir, options.query, k=options.k)):
+    for query, hits in zip(options.query, search(options.run_dir, options.query, k=options.k, best=options.best)):
         print(f"{query}\n")
         for hit in hits:
             lines = hit.text.splitlines()

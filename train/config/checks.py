@@ -28,6 +28,8 @@ def impossible(sections: Mapping[str, Any]) -> list[str]:
 def _length(run: Any) -> Iterator[str]:
     if run.steps is None and run.epochs is None:
         yield "run.steps: neither run.steps nor run.epochs is set; set one of them"
+    if run.patience is not None and run.keep_best is None:
+        yield f"run.patience: {run.patience} evaluations without a better what? set run.keep_best, such as mrr@10"
 
 
 def _norm(encoder: Any, batches: Any) -> Iterator[str]:

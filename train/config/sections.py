@@ -54,6 +54,10 @@ class Run(Options):
     epochs: Count | None = option(None, "passes over the data set")
     micro_batch: Count | None = option(None, "inputs encoded at once, by gradient caching; None: all; no batch norm")
     checkpoint_every: Count = option(500, "steps between checkpoints")
+    keep_best: Text | None = option(
+        None, "measure of eval by which the best checkpoint is kept, too, such as mrr@10; with a - before it the lowest"
+    )
+    patience: Count | None = option(None, "evaluations without a better keep_best after which a run ends; None: never")
     log_every: Count = option(20, "steps between rows of metrics.jsonl")
     device: Text = option("auto", "auto, cpu, cuda, cuda:1, ...")
     precision: Literal["auto", "float32", "bf16"] = option("auto", "auto: bf16 where the machine is fast at it")
