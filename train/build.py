@@ -38,6 +38,10 @@ from negbank.train.towers import Tower, directions, views_of
 from negbank.train.trainer import Trainer
 
 
+GRAPH_EXACT = 100_000
+"""Rows up to which the neighbours of all of them are found sooner exactly than by an index that is built for them."""
+
+
 class Assembly(NamedTuple):
     """Everything a run is made of."""
 
@@ -173,22 +177,34 @@ def build(
     planned = _planned(config, len(data)) if batches.reads_snapshot else None
     widths = [each.embeddings(side, torch.arange(2)).shape[1] for each, side in zip(inference, data)]
     banks = [EmbeddingBank(count, width, device=device) for width in widths]
-    refresher = functools.partial(
-        make, "refresh", config.refresh, epoch=len(batches), seed=config.run.seed,
-        factory=config.index.factory, target_recall=config.index.target_recall,
-    )  # fmt: skip
+
+    def refresher(*, batches_alone: bool, **rest: Any) -> Refresher:
+        """What refreshes a snapshot; of one that only batches are planned from, without an index where that costs less.
+
+        They ask for the neighbours of all rows at once, if for any: of few rows exact ones, sooner than an index.
+        """
+        few = config.index.factory == "auto" and count <= GRAPH_EXACT
+        unasked = batches_alone and (few or not getattr(batches, "searches", True))
+        factory = "exact" if unasked else config.index.factory
+        made: Refresher = make(
+            "refresh", config.refresh, epoch=len(batches), seed=config.run.seed, factory=factory,
+            target_recall=config.index.target_recall, **rest,
+        )  # fmt: skip
+        return made
+
     if own or studied:
         require_factory(config.index.factory, count, widths[0])
     for way in ways:  # rows of a tower's snapshot are drawn for the anchors of a direction
-        if not (studied or way.keys == planned or negatives[way.anchors].reads_snapshot):
+        searched = studied or negatives[way.anchors].reads_snapshot
+        if not (searched or way.keys == planned):
             continue
         # what a study alone asks for is not counted as the method's
         encode, anchors = (functools.partial(embed, each, counted=own) for each in (way.keys, way.anchors))
         queries = banks[way.anchors] if way.anchors != way.keys else None
         probe = _probe(config, negatives[way.anchors], encode, anchors, queries)
-        refreshers[way.keys] = refresher(bank=banks[way.keys], encode=encode, measure=probe)
+        refreshers[way.keys] = refresher(bank=banks[way.keys], encode=encode, measure=probe, batches_alone=not searched)
     planner = None if planned is None else refreshers[planned] if planned < 2 else refresher(
-        bank=MeanBank(*banks), measure=None,
+        bank=MeanBank(*banks), measure=None, batches_alone=True,
         encode=lambda rows: unit_rows(sum(embed(each, rows, counted=True) for each in (0, 1))),
         rewrite=lambda rows, step: [
             bank.write(rows, embed(each, rows, counted=True), step=step) for each, bank in enumerate(banks)

@@ -39,6 +39,8 @@ class Clusters(Planned):
         ValueError: for a size below batch_size, and as `Planned`.
     """
 
+    searches = False
+
     @checked
     def __init__(
         self,

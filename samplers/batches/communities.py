@@ -22,7 +22,7 @@ from torch import Tensor
 from negbank.bounds import Annotated, Count, Ge, Labels, Share, checked
 from negbank.counter import Counter
 from negbank.samplers.batches.graph import ProximityGraph, index_graph
-from negbank.samplers.batches.partition import cut
+from negbank.samplers.batches.partition import QUICK, cut
 from negbank.samplers.batches.planned import Planned
 from negbank.snapshot import Snapshot
 
@@ -73,6 +73,7 @@ class Communities(Planned):
         )
         self.size, self.width, self.skip = size, width, skip
         self._metis: Any = _metis() if partition == "metis" else None
+        self.searches = self._metis is not None
 
     def prepare(self, snapshot: Snapshot, generator: torch.Generator) -> None:
         """Search the neighbours that METIS cuts by."""
@@ -84,7 +85,7 @@ class Communities(Planned):
         """See `Planned.plan`."""
         vectors = snapshot.vectors[rows.to(snapshot.vectors.device)]
         if self._metis is None:
-            parts = cut(vectors, self.size, generator)
+            parts = cut(vectors, self.size, generator, QUICK)
         else:
             parts = self._parts(rows, vectors.cpu(), generator)
         order = torch.randperm(len(parts), generator=generator)[: count * (self.batch_size // self.size)]

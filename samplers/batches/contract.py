@@ -20,6 +20,9 @@ class BatchSampler(Protocol):
     reads_snapshot: bool
     """Whether it plans from the bank's snapshot, so that one is to be built."""
 
+    searches: bool
+    """Whether it asks that snapshot's index, and not only for its rows."""
+
     uniform: bool
     """Whether, given one row of a batch, the others are uniform over the rest: what in-batch proposals need."""
 

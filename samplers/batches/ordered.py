@@ -57,6 +57,7 @@ class Ordered(Planned):
     """
 
     disjoint = False  # in the sense of `Planned`: an epoch is chosen from all rows, not dealt from its share of them
+    searches = False
 
     @checked
     def __init__(

@@ -50,6 +50,8 @@ class Planned(Sampler[list[int]]):
 
     reads_snapshot = True
     """Whether plans are made from a snapshot, so that one is to be built."""
+    searches = True
+    """Whether plans ask the snapshot's index, and not only for its rows."""
     uniform = False
     """Whether, given one row of a batch, the others are uniform over the rest; never so under `max_per_group`."""
     known = False

@@ -56,6 +56,8 @@ class Spectral(Planned):
         ValueError: as `Planned`.
     """
 
+    searches = False
+
     @checked
     def __init__(
         self,
