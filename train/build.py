@@ -37,7 +37,6 @@ from negbank.train.space import LEFT, MEAN, RIGHT, MeanBank
 from negbank.train.towers import Tower, directions, views_of
 from negbank.train.trainer import Trainer
 
-
 GRAPH_EXACT = 100_000
 """Rows up to which the neighbours of all of them are found sooner exactly than by an index that is built for them."""
 
