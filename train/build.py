@@ -202,12 +202,17 @@ def build(
         queries = banks[way.anchors] if way.anchors != way.keys else None
         probe = _probe(config, negatives[way.anchors], encode, anchors, queries)
         refreshers[way.keys] = refresher(bank=banks[way.keys], encode=encode, measure=probe, batches_alone=not searched)
+
+    def both(rows: Tensor) -> list[Tensor]:
+        return [embed(each, rows, counted=True) for each in (0, 1)]
+
+    def rewrite(rows: Tensor, step: int) -> None:
+        for bank, vectors in zip(banks, both(rows)):
+            bank.write(rows, vectors, step=step)
+
     planner = None if planned is None else refreshers[planned] if planned < 2 else refresher(
-        bank=MeanBank(*banks), measure=None, batches_alone=True,
-        encode=lambda rows: unit_rows(sum(embed(each, rows, counted=True) for each in (0, 1))),
-        rewrite=lambda rows, step: [
-            bank.write(rows, embed(each, rows, counted=True), step=step) for each, bank in enumerate(banks)
-        ],
+        bank=MeanBank(*banks), encode=lambda rows: unit_rows(torch.stack(both(rows)).sum(0)), rewrite=rewrite,
+        measure=None, batches_alone=True,
     )  # fmt: skip
     names = ("left", "right") if len(data) == 2 else ("",)
     towers = [Tower(*each) for each in zip(encoders, data, banks, negatives, refreshers, names)]
