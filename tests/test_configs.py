@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from negbank.train.build import make
 from negbank.train.config import load, root_of
+from negbank.train.make import make
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("**/*.yaml"))

@@ -1,15 +1,10 @@
-"""The composition root: a configuration's names become objects here, and configuration goes no further.
-
-A section becomes the call of what it names: its options as they are, and of what the run supplies whatever the
-signature asks for by name. A section inside of it becomes a factory that is called with the rest, as a proposal is with
-its snapshot.
-"""
+"""The composition root: a configuration's names become objects here, and configuration goes no further."""
 
 from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -23,9 +18,8 @@ from negbank.proposals import Probe, measure
 from negbank.refresh import Refresher
 from negbank.snapshot import Snapshot
 from negbank.train import optim, registry
-from negbank.train.config.schema import described, model
-from negbank.train.config.sections import COMMON, Options
-from negbank.train.data.arrays import read_labels
+from negbank.train.config.schema import model
+from negbank.train.config.sections import Options
 from negbank.train.data.contract import Data, Pairs, Splits, describes, num_rows, sides, subset
 from negbank.train.device import choose_device, choose_precision
 from negbank.train.encoders.own import fitting
@@ -33,6 +27,7 @@ from negbank.train.evaluate import Evaluation
 from negbank.train.hooks import Hook
 from negbank.train.inference import Inference
 from negbank.train.lazy import LazyAdamW
+from negbank.train.make import make, type_of
 from negbank.train.space import LEFT, MEAN, RIGHT, MeanBank
 from negbank.train.towers import Tower, directions, views_of
 from negbank.train.trainer import Trainer
@@ -54,56 +49,6 @@ class Assembly(NamedTuple):
     notes: list[str]
     device: torch.device
     precision: str
-
-
-def make(kind: str, section: Options, **supplied: Any) -> Any:
-    """The object of a section.
-
-    Args:
-        kind: of its registry.
-        section: its options.
-        supplied: arguments of the run; the target takes those that it has parameters for. "loss.temperature" and other
-            keys that an option follows are given under their name.
-    """
-    name = getattr(section, "type", None) or next(iter(registry.names(kind)))
-    target = registry.target(kind, name)
-    shared = COMMON[kind].model_fields if kind in COMMON else ()
-    options = {key: getattr(section, key) for key in type(section).model_fields if key != "type" and key not in shared}
-    for option in described(kind, name).options:
-        if option.follows is not None and options[option.name] is None:
-            options[option.name] = supplied[option.follows]
-        if option.labels and options[option.name] is not None:
-            options[option.name] = read_labels(options[option.name], f"{kind}.{option.name}")
-        if option.section is not None and options[option.name] is not None:
-            options[option.name] = _factory(option.section.kind, options[option.name], supplied)
-    taken = inspect.signature(target).parameters
-    return target(**options, **{key: value for key, value in supplied.items() if key in taken and key not in options})
-
-
-class Factory(NamedTuple):
-    """What makes the object of an inner section once the rest is known, such as a proposal with its snapshot."""
-
-    kind: str
-    section: Options
-    supplied: Mapping[str, Any]
-
-    def __call__(self, *first: Any, **rest: Any) -> Any:
-        names = inspect.signature(registry.target(self.kind, _name(self.kind, self.section))).parameters
-        late = self.supplied.get("late", dict)()
-        return make(self.kind, self.section, **{**self.supplied, **late, **dict(zip(names, first)), **rest})
-
-
-def _factory(kind: str, section: Any, supplied: Mapping[str, Any]) -> Any:
-    """That of an inner section, or of each of a list of them."""
-    return (
-        [Factory(kind, each, supplied) for each in section]
-        if isinstance(section, list)
-        else Factory(kind, section, supplied)
-    )
-
-
-def _name(kind: str, section: Options) -> str:
-    return getattr(section, "type", None) or next(iter(registry.names(kind)))
 
 
 def build(
@@ -283,7 +228,7 @@ def build_encoder(section: Options, data: Data, seed: int) -> nn.Module:
     Raises:
         ValueError: for an encoder that reads other things than the data has.
     """
-    told, name = describes(data), _name("encoder", section)
+    told, name = describes(data), type_of("encoder", section)
     taken = inspect.signature(registry.target("encoder", name)).parameters.values()
     needed = {each.name for each in taken if each.default is each.empty} & registry.SUPPLIED["encoder"]
     if needed - told.keys():

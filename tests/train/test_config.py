@@ -235,7 +235,7 @@ def test_what_cannot_meet_is_known_without_an_object(batches, grouped, tmp_path)
     import torch
 
     from negbank.counter import Counter
-    from negbank.train.build import make
+    from negbank.train.make import make
     from negbank.train.towers import _require_known
 
     np.save(tmp_path / "groups.npy", np.arange(2400) % 80)

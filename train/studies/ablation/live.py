@@ -14,9 +14,9 @@ import torch
 
 from negbank.bank import require_finite
 from negbank.bounds import Annotated, Count, Ge, Positive, Section, checked
-from negbank.train.build import Factory
 from negbank.train.data.contract import Pairs
 from negbank.train.hooks import Hook, Running
+from negbank.train.make import Factory
 from negbank.train.studies.ablation import results
 from negbank.train.studies.ablation.named import defaults, named
 from negbank.train.studies.ablation.store import Store

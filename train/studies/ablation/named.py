@@ -11,9 +11,9 @@ from negbank.proposals import Proposal
 from negbank.proposals.probe import measure as probe
 from negbank.snapshot import Snapshot
 from negbank.train import registry
-from negbank.train.build import make
 from negbank.train.config.schema import model
 from negbank.train.config.sections import Options
+from negbank.train.make import make
 from negbank.train.studies.ablation.measurement import Key
 from negbank.train.studies.ablation.sweep import Bind, choose
 

@@ -11,8 +11,8 @@ from tqdm import tqdm
 
 from negbank.bounds import Annotated, Count, Ge, Positive, Section, checked
 from negbank.owner import owned
-from negbank.train.build import make
 from negbank.train.config.sections import Options
+from negbank.train.make import make
 from negbank.train.studies.ablation import results
 from negbank.train.studies.ablation.answer import Answer
 from negbank.train.studies.ablation.named import defaults, named
