@@ -87,6 +87,7 @@ REGISTRY: dict[str, dict[str, str | Callable[..., Any]]] = {
     "eval": {
         "features": "negbank.train.evaluate.features:Features",
         "retrieval": "negbank.train.evaluate.retrieval:Retrieval",
+        "sts": "negbank.train.evaluate.sts:Sts",
     },
     "hook": {
         "meetings": "negbank.train.studies.meetings:Meetings",

@@ -32,6 +32,7 @@ NAMES = {
     "mrr@10": "MRR@10",
     "ndcg@10": "NDCG@10",
     "train_recall@1": "recall@1, training pairs",
+    "spearman": "Spearman, sentence pairs",
     "global_loss": "global loss",
     "alignment": "alignment",
     "uniformity": "uniformity",
