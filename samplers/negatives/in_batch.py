@@ -5,18 +5,24 @@
 The gradient of −log(exp(β s⁺) / (exp(β s⁺) + Σ exp(β s_r))) with respect to s_r is β w_ir, and to s⁺ it is −β Σ_r w_ir:
 so the surrogate has the gradient of InfoNCE exactly. With respect to β it is Σ_r w_ir (s_ir − s_i⁺), and that is the
 surrogate's, too: `learn` makes log β a parameter of the optimiser, as CLIP does (Radford et al. 2021, sec. 2.5).
+
+Rows that are as near as the positive may be positives that nobody has marked. `perc_pos` and `margin_pos` leave out, by
+fresh scores, those with s_ir > perc_pos · s_i⁺ or s_ir > s_i⁺ − margin_pos: GISTEmbed's mask (Solatorio 2024) with the
+encoder as its own guide, under the bounds of NV-Retriever (Moreira et al. 2024), which negbank/margins.py has.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from negbank.bounds import Positive, checked
+from negbank.bounds import Annotated, Ge, Le, Positive, checked
 from negbank.exclusions import Exclusions
+from negbank.margins import near_positive, relative_margin
 from negbank.samplers.negatives.contract import EncodedBatch, Info, Negatives, NegativeSampler, Ticket, hardness, number
 
 
@@ -27,6 +33,9 @@ class InBatch(NegativeSampler):
         temperature: τ = 1/β; with `learn` at the start.
         learn: τ is learned, one for all anchors, from loss.temperature on.
         lowest: smallest τ that is learned.
+        perc_pos: no negatives are rows that score above this share of the positive's score, if that is positive: of
+            fresh scores; 1 − relative_margin of the miner; None: off.
+        margin_pos: nor those that score above the positive's score less this; None: off.
         exclude: rows that are no negatives of each other; only the anchor's own row by default.
         device: where a learned β lives.
 
@@ -41,12 +50,16 @@ class InBatch(NegativeSampler):
         temperature: Positive,
         learn: bool = False,
         lowest: Positive = 0.01,
+        perc_pos: Positive | None = None,
+        margin_pos: Annotated[float, Ge(-2), Le(2)] | None = None,
         exclude: Exclusions | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
         if learn and lowest > temperature:
             raise ValueError(f"lowest={lowest}: expected at most temperature={temperature}, where learning starts")
         self._temperature, self._lowest, self._exclude = temperature, lowest, exclude
+        self._near = functools.partial(near_positive, absolute=margin_pos, relative=relative_margin(perc_pos))
+        self._masks = perc_pos is not None or margin_pos is not None
         self._log_beta = torch.tensor(-math.log(temperature), device=device, requires_grad=learn)
         self.learned = (self._log_beta,) if learn else ()
 
@@ -58,9 +71,14 @@ class InBatch(NegativeSampler):
             value = self._log_beta.detach()
             temperature = (value - self._log_beta - value.clamp(max=-math.log(self._lowest))).exp()
         with torch.no_grad():
-            logits = torch.where(batch.allowed(self._exclude), scores, -torch.inf)
-            weights = torch.softmax(torch.cat((logits, batch.positive_scores[:, None]), 1) / temperature, 1)[:, :-1]
-        info = {"hardness": hardness(weights, scores)}
+            allowed, positive, info = batch.allowed(self._exclude), batch.positive_scores[:, None], {}
+            if self._masks:
+                near = allowed & self._near(scores, positive)
+                allowed = allowed & ~near
+                info["near_positives"] = number(near.float().mean())
+            logits = torch.where(allowed, scores, -torch.inf)
+            weights = torch.softmax(torch.cat((logits, positive), 1) / temperature, 1)[:, :-1]
+        info["hardness"] = hardness(weights, scores)
         if not isinstance(temperature, Tensor):
             return Negatives(scores, weights), info
         info["temperature"] = number(temperature.detach())

@@ -124,7 +124,29 @@ def test_drawn_rows_join_as_negatives_and_exclusions_hold():
     assert (weights.sum(1) < 1).all()
 
 
+def test_rows_as_near_as_the_positive_are_masked_which_holds_for_one_of_negative_score_too():
+    anchors = torch.nn.functional.normalize(torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]).double(), dim=1)
+    keys = torch.nn.functional.normalize(torch.tensor([[-0.1, 1.0], [-0.095, 1.0], [0.9, 1.0]]).double(), dim=1)
+    batch = EncodedBatch.from_pairs(torch.arange(3), anchors, keys)
+    s = anchors @ keys.T
+    assert s[0, 0] < s[0, 1] < 0.9 * s[0, 0]  # that inequality alone would keep the nearer row of a negative positive
+    weights, info = InBatch(temperature=0.3, perc_pos=0.9)(batch)
+    assert (weights.weights > 0).tolist() == [[False, False, False], [False, False, True], [True, True, False]]
+    assert info["near_positives"] == pytest.approx(3 / 9)
+    free, info = InBatch(temperature=0.3)(batch)
+    assert torch.equal(free.weights > 0, ~torch.eye(3, dtype=torch.bool))
+    assert "near_positives" not in info
+    strict = InBatch(temperature=0.3, margin_pos=0.2)(batch)[0].weights
+    expected = (s <= s.diagonal()[:, None] - 0.2) & ~torch.eye(3, dtype=torch.bool)
+    assert torch.equal(strict > 0, expected)
+    assert int(expected.sum()) == 3
+
+
 def test_bad_input_is_named():
+    with pytest.raises(ValueError, match="perc_pos=0: expected a value above 0"):
+        InBatch(temperature=0.2, perc_pos=0)
+    with pytest.raises(ValueError, match="margin_pos=nan: expected at least -2 and at most 2"):
+        InBatch(temperature=0.2, margin_pos=float("nan"))
     with pytest.raises(ValueError, match="temperature=0"):
         InBatch(temperature=0)
     with pytest.raises(ValueError, match=r"lowest=0\.3: expected at most temperature=0\.2"):
