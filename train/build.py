@@ -162,16 +162,20 @@ def build(
     negatives = [
         make(
             "negatives", config.negatives, **supplied, counter=stream(config, "negatives", way.anchors),
-            late=functools.partial(staleness, way.keys),
+            side=way.anchors, late=functools.partial(staleness, way.keys),
         )
         for way in ways
     ]  # fmt: skip
     own = batches.reads_snapshot or any(each.reads_snapshot for each in negatives)
     widths = [each.embeddings(side, torch.arange(2)).shape[1] for each, side in zip(inference, data)]
     banks = [EmbeddingBank(count, width, device=device) for width in widths]
-    if own or any(hook.reads_snapshot for hook in hooks.values()):
+    studied = any(hook.reads_snapshot for hook in hooks.values())
+    if own or studied:
         require_factory(config.index.factory, count, widths[0])
         for way in ways:  # rows of a tower's snapshot are drawn for the anchors of a direction
+            unasked = not (studied or batches.reads_snapshot or negatives[way.anchors].reads_snapshot)
+            if unasked and config.refresh.mode == "rolling":  # full encodes what another index is asked with, too
+                continue
             # what a study alone asks for is not counted as the method's
             encode, anchors = (functools.partial(embed, each, counted=own) for each in (way.keys, way.anchors))
             queries = banks[way.anchors] if way.anchors != way.keys else None
