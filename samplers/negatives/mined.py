@@ -54,11 +54,15 @@ class Mined(NegativeSampler):
             relative_margin of the miner; None: off.
         margin_pos: what is mined scores at most the positive's score less this; None: off.
         mask: perc_pos and margin_pos hold for fresh scores, too, of all candidates, the batch's rows among them.
+        guide: with mask, .npy file of the training rows (N, D') by another model, whose scores count in place of fresh
+            ones; of pairs of the left side.
+        guide_right: of pairs that of the right side.
         both_ways: of pairs both sides' anchors have mined negatives, a path's the same rows' other sides; false: those
             of the left side alone, as queries have; documents then see the batch's queries.
         exclude: rows that are no negatives of each other; only the anchor's own row by default.
         counter: place of the random draws, of which each step has its own.
         device: where rows are asked for.
+        views: of a row; 1: pairs.
         side: 0 for anchors of the first tower, 1 for those of the second.
 
     Raises:
@@ -81,10 +85,13 @@ class Mined(NegativeSampler):
         perc_pos: Positive | None = None,
         margin_pos: Annotated[float, Ge(-2), Le(2)] | None = None,
         mask: bool = False,
+        guide: Annotated[str | None, Input()] = None,
+        guide_right: Annotated[str | None, Input()] = None,
         both_ways: bool = True,
         exclude: Exclusions | None = None,
         counter: Counter = Counter.of(0),
         device: torch.device | str = "cpu",
+        views: int = 2,
         side: int = 0,
     ) -> None:
         bounds = {"perc_pos": perc_pos, "margin_pos": margin_pos}
@@ -95,6 +102,8 @@ class Mined(NegativeSampler):
             raise ValueError(f"draws={draws}: expected 1..{range_max}, some of range_max={range_max} rows; raise that")
         if mask and not given:
             raise ValueError("mask=True: masks nothing without a bound; set perc_pos, such as 0.95, or margin_pos")
+        if not mask and (guide is not None or guide_right is not None):
+            raise ValueError(f"guide={guide}, guide_right={guide_right}: masks nothing without mask=True; set that")
         if path is not None and given and not mask:
             raise ValueError(
                 f"{given}: what path={path} lists is not mined here; set relative_margin or absolute_margin of "
@@ -112,8 +121,8 @@ class Mined(NegativeSampler):
                 f"mine with a higher num_negatives"
             )
         self._weigh = InBatch(
-            temperature=temperature, exclude=self._exclude, perc_pos=perc_pos if mask else None,
-            margin_pos=margin_pos if mask else None,
+            temperature=temperature, perc_pos=perc_pos if mask else None, margin_pos=margin_pos if mask else None,
+            guide=guide, guide_right=guide_right, exclude=self._exclude, num_rows=num_rows, views=views, side=side,
         )  # fmt: skip
         self.reads_snapshot = self._mines and path is None
 
