@@ -112,7 +112,7 @@ def build(
     negatives = [
         make(
             "negatives", config.negatives, **supplied, counter=stream(config, "negatives", way.anchors),
-            late=functools.partial(staleness, way.keys),
+            side=way.anchors, late=functools.partial(staleness, way.keys),
         )
         for way in ways
     ]  # fmt: skip
@@ -140,7 +140,8 @@ def build(
         require_factory(config.index.factory, count, widths[0])
     for way in ways:  # rows of a tower's snapshot are drawn for the anchors of a direction
         searched = studied or negatives[way.anchors].reads_snapshot
-        if not (searched or way.keys == planned):
+        asking = config.refresh.mode == "full" and any(each.reads_snapshot for each in negatives)
+        if not (searched or way.keys == planned or asking):  # full encodes what another index is asked with, too
             continue
         # what a study alone asks for is not counted as the method's
         encode, anchors = (functools.partial(embed, each, counted=own) for each in (way.keys, way.anchors))

@@ -67,6 +67,7 @@ REGISTRY: dict[str, dict[str, str | Callable[..., Any]]] = {
         "hcl": "negbank.samplers.negatives.hcl:Hcl",
         "moco": "negbank.samplers.negatives.moco:Moco",
         "hardest": "negbank.samplers.negatives.hardest:Hardest",
+        "mined": "negbank.samplers.negatives.mined:Mined",
         "negative_cache": "negbank.samplers.negatives.negative_cache:NegativeCache",
     },
     "proposal": {
@@ -106,7 +107,7 @@ SUPPLIED: dict[str, frozenset[str]] = {
     "encoder": frozenset({"channels", "shape", "vocabulary", "tokenizer"}),
     "projector": frozenset({"features"}),
     "batches": frozenset({"num_rows", "counter", "exclude", "encode"}),
-    "negatives": frozenset({"num_rows", "views", "temperature", "exclude", "counter", "device"}),
+    "negatives": frozenset({"num_rows", "views", "temperature", "exclude", "counter", "device", "side"}),
     "proposal": frozenset({"snapshot", "exclude", "probe"}),
     "index": frozenset({"vectors", "rows", "recall_at", "warm", "seed"}),
     "refresh": frozenset({"bank", "encode", "rewrite", "measure", "epoch", "factory", "target_recall", "seed"}),

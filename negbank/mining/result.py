@@ -163,6 +163,16 @@ class MiningResult:
         return self._corpus_ids.of(self._arrays["negatives"])
 
     @property
+    def places(self) -> np.ndarray:
+        """(M,) the negatives by position in the corpus."""
+        return self._arrays["negatives"]
+
+    @property
+    def corpus_rows(self) -> int:
+        """N, rows of the corpus."""
+        return len(self._corpus_ids)
+
+    @property
     def query_ids(self) -> np.ndarray:
         """(R,) the query id of every row."""
         return self._query_ids.of(self.query)

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from negbank.arrays import NO_GROUP
 from negbank.bounds import Count, Ge, Gt, Lt, Positive
+from negbank.margins import near_positive
 
 REASONS = (
     "range_min",
@@ -132,8 +133,8 @@ def verdicts(window: Window, reference: np.ndarray, rules: Rules, *, bounds: boo
     conditions = (
         nothing | (rank < rules.range_min) if bounds else nothing,
         nothing if window.near is None else window.near,
-        nothing if rules.absolute_margin is None else s + np.float32(rules.absolute_margin) > p,
-        nothing if rules.relative_margin is None else s > p - np.abs(p) * np.float32(rules.relative_margin),
+        near_positive(s, p, absolute=rules.absolute_margin),
+        near_positive(s, p, relative=rules.relative_margin),
         nothing if rules.max_score is None else s > np.float32(rules.max_score),
         nothing if rules.min_score is None or not bounds else s < np.float32(rules.min_score),
     )

@@ -11,6 +11,7 @@ from negbank.samplers.negatives.hcl import Hcl
 from negbank.samplers.negatives.importance import Importance
 from negbank.samplers.negatives.in_batch import InBatch
 from negbank.samplers.negatives.isogclr import ISogClr
+from negbank.samplers.negatives.mined import Mined
 from negbank.samplers.negatives.moco import Moco
 from negbank.samplers.negatives.negative_cache import NegativeCache
 from negbank.samplers.negatives.sogclr import SogClr
@@ -25,6 +26,7 @@ __all__ = [
     "Importance",
     "InBatch",
     "Info",
+    "Mined",
     "Moco",
     "NegativeCache",
     "NegativeSampler",

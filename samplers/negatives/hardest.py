@@ -19,15 +19,13 @@ from torch import Tensor
 
 from negbank.bank import require_rows
 from negbank.bounds import Count, Positive, checked
-from negbank.counter import Counter, uniforms
-from negbank.exclusions import NO_ROW, Exclusions
-from negbank.proposals.contract import Anchors, search_allowed
+from negbank.counter import Counter
+from negbank.exclusions import Exclusions
+from negbank.proposals import Anchors
 from negbank.samplers.negatives.contract import EncodedBatch, Info, Negatives, NegativeSampler, Ticket, hardness
 from negbank.samplers.negatives.index_draws import asked
+from negbank.samplers.negatives.retrieved import retrieve, some
 from negbank.snapshot import Snapshot
-
-REACH = 1024
-"""How far the search goes for k rows outside of an anchor's group."""
 
 
 class Hardest(NegativeSampler):
@@ -37,7 +35,7 @@ class Hardest(NegativeSampler):
         num_rows: N.
         temperature: τ = 1/β.
         k: rows retrieved for each row of the batch, shared by its views; fewer where the bank or D_i have fewer, or
-            `REACH` neighbours do.
+            the nearest 1024 rows do.
         draws: how many of them are taken, at random; None: all.
         weights: what they weigh.
         positive: the positive is in the softmax's denominator, as in InfoNCE.
@@ -90,21 +88,10 @@ class Hardest(NegativeSampler):
         if self._snapshot is None:
             ids = exclude.uniform(rows, count, generator=generator)
         else:
-            ids = self._retrieve(self._snapshot, exclude, rows, queries)
+            ids = retrieve(self._snapshot, exclude, Anchors(rows, queries), self._k).ids
             if self._draws is not None:
-                keys = uniforms(tuple(ids.shape), generator=generator, device=rows.device)
-                chosen = torch.where(ids == NO_ROW, -1.0, keys).topk(min(count, ids.shape[1])).indices
-                ids = ids.gather(1, chosen)
+                ids = some(ids, count, generator)
         return Ticket.of(step, rows, ids, ids)
-
-    def _retrieve(self, snapshot: Snapshot, exclude: Exclusions, rows: Tensor, queries: Tensor) -> Tensor:
-        """The k best ids of D_i (B, n), −1 for the others found; groups may have the search look further than k."""
-        reach = self._k
-        while True:
-            found, inside = search_allowed(snapshot.index, exclude, Anchors(rows, queries), self._k, reach=reach)
-            if reach >= min(REACH, len(snapshot.index)) or bool((inside.sum(1) == self._k).all()):
-                return torch.where(inside, found.ids, NO_ROW)
-            reach = min(4 * reach, REACH)
 
     def __call__(self, batch: EncodedBatch, ticket: Ticket) -> tuple[Negatives, Info]:
         """See `NegativeSampler.__call__`."""

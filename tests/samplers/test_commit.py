@@ -19,6 +19,7 @@ from negbank.samplers.negatives import (
     Importance,
     InBatch,
     ISogClr,
+    Mined,
     Moco,
     NegativeCache,
     SogClr,
@@ -48,6 +49,7 @@ KEEPING_NOTHING = {
     "emc2, fresh start": partial(Emc2, proposal=NEAREST, start="fresh"),
     "importance": partial(Importance, proposal=NEAREST, draws=6),
     "hardest": Hardest,
+    "mined": Mined,
     "moco v3": partial(Moco, queue=0),
 }
 EVERY = {**KEEPING, **KEEPING_NOTHING}

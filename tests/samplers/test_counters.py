@@ -11,12 +11,13 @@ from negbank import Snapshot
 from negbank.counter import Counter
 from negbank.proposals import Nearest
 from negbank.samplers import batches
-from negbank.samplers.negatives import Emc2, EncodedBatch, Hardest, Importance, NegativeCache
+from negbank.samplers.negatives import Emc2, EncodedBatch, Hardest, Importance, Mined, NegativeCache
 
 N, D, T = 60, 8, 0.3
 NEAREST = partial(Nearest, k=8, temperature=T, floor=0.3)
 MAKE = {
     "hardest": partial(Hardest, k=6, draws=2),
+    "mined": partial(Mined, draws=2, range_max=6, pick="random"),
     "importance": partial(Importance, proposal=NEAREST, draws=8),
     "importance, own draws": partial(Importance, proposal=NEAREST, draws=4, pool=False),
     "cache": partial(NegativeCache, draws=2, refresh=0.1),

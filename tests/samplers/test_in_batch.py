@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from lightly.loss import NTXentLoss
@@ -7,7 +8,7 @@ from pytorch_metric_learning.losses import NTXentLoss as MetricNTXentLoss
 from pytorch_metric_learning.losses import SelfSupervisedLoss
 
 from negbank import Exclusions
-from negbank.samplers.negatives import EncodedBatch, InBatch, Negatives
+from negbank.samplers.negatives import EncodedBatch, InBatch, Mined, Negatives
 from negbank.train.losses import info_nce, surrogate
 
 B, D = 12, 6
@@ -124,7 +125,88 @@ def test_drawn_rows_join_as_negatives_and_exclusions_hold():
     assert (weights.sum(1) < 1).all()
 
 
+def test_rows_as_near_as_the_positive_are_masked_which_holds_for_one_of_negative_score_too():
+    anchors = torch.nn.functional.normalize(torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]).double(), dim=1)
+    keys = torch.nn.functional.normalize(torch.tensor([[-0.1, 1.0], [-0.095, 1.0], [0.9, 1.0]]).double(), dim=1)
+    batch = EncodedBatch.from_pairs(torch.arange(3), anchors, keys)
+    s = anchors @ keys.T
+    assert s[0, 0] < s[0, 1] < 0.9 * s[0, 0]  # that inequality alone would keep the nearer row of a negative positive
+    weights, info = InBatch(temperature=0.3, perc_pos=0.9)(batch)
+    assert (weights.weights > 0).tolist() == [[False, False, False], [False, False, True], [True, True, False]]
+    assert info["near_positives"] == pytest.approx(3 / 9)
+    free, info = InBatch(temperature=0.3)(batch)
+    assert torch.equal(free.weights > 0, ~torch.eye(3, dtype=torch.bool))
+    assert "near_positives" not in info
+    strict = InBatch(temperature=0.3, margin_pos=0.2)(batch)[0].weights
+    expected = (s <= s.diagonal()[:, None] - 0.2) & ~torch.eye(3, dtype=torch.bool)
+    assert torch.equal(strict > 0, expected)
+    assert int(expected.sum()) == 3
+
+
+@pytest.mark.parametrize("side", [0, 1])
+@pytest.mark.parametrize("towers", [1, 2])
+def test_a_guide_decides_in_place_of_the_encoder(towers, side, tmp_path):
+    """GISTEmbed: no negative is what the guide scores above its own score of the positive less a margin."""
+    random = torch.Generator().manual_seed(8)
+    rows, drawn = torch.arange(B) * 2, torch.tensor([1, 5, 21])
+    guides = [torch.randn(2 * B, 5, generator=random) for _ in range(towers)]
+    if towers == 2:
+        guides[1] = guides[0] + 0.8 * guides[1]
+    paths = {}
+    for name, guide in zip(("guide", "guide_right"), guides):
+        np.save(tmp_path / name, guide.numpy())
+        paths[name] = str(tmp_path / f"{name}.npy")
+    z = torch.nn.functional.normalize(torch.randn(2 * B + 3, D, generator=random), dim=1)
+    if towers == 2:
+        batch = EncodedBatch.from_pairs(rows, z[:B], z[B : 2 * B], drawn, z[2 * B :])
+    else:
+        batch = EncodedBatch.from_views(rows, z, drawn)
+    options = {"temperature": 0.3, "margin_pos": 0.1, "num_rows": 2 * B, "views": 3 - towers, "side": side}
+    weights = InBatch(**options, **paths)(batch)[0].weights
+    mine, theirs = guides[side if towers == 2 else 0], guides[1 - side if towers == 2 else 0]
+    kept = torch.zeros_like(weights, dtype=torch.bool)
+    for at, i in enumerate(rows.repeat(3 - towers).tolist()):
+        positive = torch.cosine_similarity(mine[i], theirs[i], 0)
+        for column, j in enumerate(batch.candidate_rows.tolist()):
+            kept[at, column] = i != j and torch.cosine_similarity(mine[i], theirs[j], 0) <= positive - 0.1
+    assert torch.equal(weights > 0, kept)
+    own = InBatch(**options)(batch)[0].weights > 0
+    assert not torch.equal(own, kept)
+    assert 0 < int(kept.sum()) < kept.numel() - 2 * B
+
+
+def test_a_guide_that_does_not_fit_is_refused(tmp_path):
+    def saved(name, rows):
+        np.save(tmp_path / name, rows.astype(np.float32))
+        return str(tmp_path / name)
+
+    good, narrow = saved("good.npy", np.ones((20, 5))), saved("narrow.npy", np.ones((20, 4)))
+    short, lost = saved("short.npy", np.ones((19, 5))), saved("lost.npy", np.full((20, 5), np.nan))
+    for options, message in [
+        ({"guide": good, "margin_pos": None}, r"guide=.*good.npy: masks nothing without a bound; set margin_pos=0"),
+        ({"guide": good, "guide_right": good}, r"guide_right=.*: expected guide alone, the rows of the data"),
+        ({"guide": good, "views": 1}, r"guide_right=None: expected both, the rows of either side of the pairs"),
+        ({"guide_right": good}, "guide=None, guide_right=.*: expected guide alone"),
+        ({"guide_right": good, "views": 1}, "guide=None, guide_right=.*: expected both"),
+        ({"guide": short}, r"guide=.*short.npy: 19 rows, expected those of the 20 training rows"),
+        ({"guide": lost}, r"guide=.*lost.npy: 20 row\(s\) hold NaN or infinity, the first at \[0, 1"),
+        (
+            {"guide": good, "guide_right": narrow, "views": 1},
+            r"shapes \(20, 5\) and \(20, 4\); expected one row a pair",
+        ),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            InBatch(**{"temperature": 0.2, "margin_pos": 0.0, "num_rows": 20, **options})
+    with pytest.raises(ValueError, match="masks nothing without mask=True"):
+        Mined(20, temperature=0.2, margin_pos=0.0, guide=good)
+    Mined(20, temperature=0.2, margin_pos=0.0, guide=good, mask=True)
+
+
 def test_bad_input_is_named():
+    with pytest.raises(ValueError, match="perc_pos=0: expected a value above 0"):
+        InBatch(temperature=0.2, perc_pos=0)
+    with pytest.raises(ValueError, match="margin_pos=nan: expected at least -2 and at most 2"):
+        InBatch(temperature=0.2, margin_pos=float("nan"))
     with pytest.raises(ValueError, match="temperature=0"):
         InBatch(temperature=0)
     with pytest.raises(ValueError, match=r"lowest=0\.3: expected at most temperature=0\.2"):

@@ -9,7 +9,8 @@ import pytest
 
 from negbank.samplers import batches, negatives
 
-NEGATIVES = ["Dcl", "Emc2", "Hardest", "Hcl", "ISogClr", "Importance", "InBatch", "Moco", "NegativeCache", "SogClr"]
+NEGATIVES = ["Dcl", "Emc2", "Hardest", "Hcl", "ISogClr", "Importance", "InBatch", "Mined", "Moco", "NegativeCache",
+             "SogClr"]  # fmt: skip
 BATCHES = ["Drawn", "Knn", "Ordered", "ProSampler", "Spectral", "UniformBatches"]
 SAMPLERS = [getattr(negatives, name) for name in NEGATIVES] + [getattr(batches, name) for name in BATCHES]
 LITERALS = (int, float, str, bool, type(None))
@@ -34,7 +35,7 @@ def test_negatives_declare_what_they_need(sampler):
     made = sampler(temperature=0.2, **sizes, **({"draws": 0} if sampler is negatives.Importance else {}),
                    **({"proposals": "in_batch"} if sampler is negatives.Emc2 else {}))  # fmt: skip
     assert made.requires in ("uniform", "known", "any")
-    assert made.reads_snapshot == (sampler is negatives.Hardest)
+    assert made.reads_snapshot == (sampler in (negatives.Hardest, negatives.Mined))
     assert made.fresh_queries is False
     assert (made.momentum is not None) == (sampler is negatives.Moco)
     assert made.learned == ()

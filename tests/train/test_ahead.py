@@ -22,7 +22,7 @@ from negbank import EmbeddingBank, Refresher, Snapshot
 from negbank.counter import Counter
 from negbank.proposals import HeadTail
 from negbank.samplers.batches import ProSampler, UniformBatches
-from negbank.samplers.negatives import Emc2, Hardest, Importance, NegativeCache
+from negbank.samplers.negatives import Emc2, Hardest, Importance, Mined, NegativeCache
 from negbank.train.data.ahead import Ahead
 from negbank.train.data.contract import Data
 from negbank.train.data.dataset import FromDataset
@@ -246,6 +246,7 @@ NEGATIVES: dict[str, Callable[[], Any]] = {
     "emc2, delayed": lambda: Emc2(N, temperature=0.2, proposal=near, score="delayed"),
     "importance": lambda: Importance(N, temperature=0.2, proposal=near, draws=6),
     "hardest": lambda: Hardest(N, temperature=0.2, k=2),
+    "mined": lambda: Mined(N, temperature=0.2, draws=2, range_max=8, pick="random", perc_pos=0.95),
     "cache, by index": lambda: NegativeCache(N, temperature=0.2, search="index", k=6),
     "cache": lambda: NegativeCache(N, temperature=0.2),
     "fresh queries": lambda: Importance(N, temperature=0.2, proposal=near, draws=6, query="fresh"),

@@ -75,6 +75,7 @@ def test_a_data_set_with_its_own_noise_goes_on_where_it_stopped(tmp_path):
 
 LONGER = {
     "hardest": {"negatives": {"type": "hardest", "k": 2}, "refresh": {"every": 4, "unit": "steps"}},
+    "mined": {"negatives": {"type": "mined", "pick": "random"}, "refresh": {"every": 4, "unit": "steps"}},
     "emc2": {"negatives": {"type": "emc2", "proposal": {"k": 8}}, "refresh": {"every": 6, "unit": "steps"}},
     "sogclr": {"negatives": "sogclr"},
     "moco, knn": {

@@ -31,6 +31,8 @@ METHODS = {
     "moco v3": {"type": "moco", "queue": 0},
     "hardest": {"type": "hardest"},
     "hardest, as published": {"type": "hardest", "k": 20, "draws": 1, "weights": "pairwise"},
+    "mined": {"type": "mined"},
+    "mined, random ones": {"type": "mined", "draws": 2, "pick": "random", "perc_pos": 0.95, "mask": True},
     "negative cache": {"type": "negative_cache", "refresh": 0.01},
     "negative cache, fresh queries": {"type": "negative_cache", "query": "fresh"},
     "negative cache, by the index": {"type": "negative_cache", "search": "index", "k": 30},
@@ -68,7 +70,8 @@ def test_it_trains_and_goes_on_where_it_stopped(name, steps):
 
 def test_snapshots_are_built_for_those_that_read_them():
     reads = {name for name, options in METHODS.items() if assembly(options).trainer.towers[0].refresher is not None}
-    assert reads == {"emc2", "emc2, pool", "logQ", "hardest", "hardest, as published", "negative cache, by the index"}
+    assert reads == {"emc2", "emc2, pool", "logQ", "hardest", "hardest, as published", "mined",
+                     "mined, random ones", "negative cache, by the index"}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["sogclr", "isogclr", "emc2"])

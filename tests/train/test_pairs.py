@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from negbank.counter import seeded_uniforms
+from negbank.mining import mine_hard_negatives
 from negbank.proposals import Nearest
 from negbank.train import registry
 from negbank.train.build import build
@@ -31,6 +32,8 @@ METHODS = {
     "importance": {"type": "importance", "draws": 8, "proposal": {"k": 5}},
     "importance, fresh queries": {"type": "importance", "draws": 8, "query": "fresh", "proposal": {"k": 5}},
     "hardest": {"type": "hardest", "k": 2},
+    "mined": {"type": "mined", "draws": 2, "range_max": 6, "pick": "random", "margin_pos": 0.05, "mask": True},
+    "mined, for the left alone": {"type": "mined", "both_ways": False},
     "negative cache": {"type": "negative_cache", "draws": 2},
 }
 
@@ -267,7 +270,7 @@ def test_k_steps_and_k_more_after_a_resume_are_2k_steps(name, steps):
     assert all(loss == loss for loss in losses)
 
 
-@pytest.mark.parametrize("name", ["infonce", "sogclr", "emc2", "importance", "hardest", "negative cache"])
+@pytest.mark.parametrize("name", ["infonce", "sogclr", "emc2", "importance", "hardest", "mined", "negative cache"])
 def test_captions_of_one_image_are_no_negatives(name, steps):
     groups = torch.arange(N) // 4
     trainer = make(METHODS[name], groups=groups)
@@ -285,6 +288,55 @@ def test_captions_of_one_image_are_no_negatives(name, steps):
         spy(trainer, side, checked)
     steps(trainer, 8)
     assert met > 0
+
+
+def test_mined_negatives_of_queries_alone_ask_no_index_of_queries(steps):
+    """Left anchors see mined rows of the right side, which alone is indexed; right anchors see the batch's queries."""
+    trainer = make(METHODS["mined, for the left alone"])
+    left, right = trainer.towers
+    found = steps(trainer, 12)
+    assert left.refresher is None
+    assert right.refresher.snapshot.step == 9
+    assert set(left.encoder.seen) == {B}
+    assert max(right.encoder.seen) > B
+    assert all("left_short" in metrics and "right_short" not in metrics for metrics in found)
+    assert found[-1]["left_extra_encodings"] == right.encoder.seen[-1] - B > 0
+    full = make(METHODS["mined, for the left alone"], refresh={"every": 3, "unit": "steps", "mode": "full"})
+    assert [metrics["left_short"] for metrics in steps(full, 2)] == [0, 0]  # the left bank is encoded anew as well
+    both = make({"type": "mined"})
+    steps(both, 6)
+    assert all(max(tower.encoder.seen) > B for tower in both.towers)
+
+
+def test_what_was_mined_once_trains_without_an_index_and_resumes(steps, tmp_path):
+    """Left anchors see the documents that a folder lists for them, right anchors the queries of these."""
+    first = make(METHODS["infonce"])
+    left, right = (fresh(tower).numpy() for tower in first.towers)
+    result = mine_hard_negatives(left, right, [(i, i) for i in range(N)], num_negatives=3)
+    result.save(tmp_path / "mined")
+    negatives = {"type": "mined", "path": str(tmp_path / "mined"), "draws": 2, "pick": "random"}
+    whole = make(negatives)
+    assert [tower.refresher for tower in whole.towers] == [None, None]
+    drawn = []
+    for side in whole.towers:
+
+        def kept(rows, *, step, queries=None, call=side.negatives.draw):
+            drawn.append((rows.tolist(), (ticket := call(rows, step=step, queries=queries)).own))
+            return ticket
+
+        side.negatives.draw = kept
+    expected = steps(whole, 8)
+    assert len(drawn) == 16
+    for rows, own in drawn:
+        assert all(set(ids) < set(result[i][0].tolist()) for i, ids in zip(rows, own.tolist()))
+    assert any(not torch.equal(one, other) for (_, one), (_, other) in zip(drawn[::2], drawn[1::2]))  # by side
+    first = make(negatives)
+    steps(first, 4)
+    second = make(negatives)
+    second.load_state_dict(copy.deepcopy(first.state_dict()), first.snapshots())
+    assert steps(second, 4) == expected[4:]
+    with pytest.raises(ValueError, match=rf"mined for {N} rows among {N}, expected the {N - 1} training rows"):
+        make(negatives, rows=N - 1)
 
 
 def test_both_sides_draw_from_streams_of_their_own():

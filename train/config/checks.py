@@ -68,9 +68,8 @@ def _second_pass(negatives: Any, encoder: Any) -> Iterator[str]:
 
 def missing(sections: Mapping[str, Any]) -> list[str]:
     """The files and folders that a run reads and that are not there: asked where it is to begin."""
-    return [
-        line for kind in ("data", "batches") if kind in sections for line in _unreadable(kind, sections[kind], kind)
-    ]
+    kinds = [kind for kind in ("data", "batches", "negatives") if kind in sections]
+    return [line for kind in kinds for line in _unreadable(kind, sections[kind], kind)]
 
 
 def _unreadable(kind: str, section: Options, path: str) -> Iterator[str]:

@@ -48,4 +48,5 @@ def misfit(negatives: str, requires: str, batches: str, *, uniform: bool, known:
     }[requires]
     these = "batches.type=uniform without batches.groups" + " or batches.type=drawn" * (requires == "known")
     own = f", {ELSE[negatives]}" if negatives in ELSE else ""
-    return f"{negatives} {why}; take {these}{own}, or negatives for any batch (in_batch, dcl, hcl, moco, hardest)"
+    any_ = "in_batch, mined, dcl, hcl, moco, hardest"
+    return f"{negatives} {why}; take {these}{own}, or negatives for any batch ({any_})"
