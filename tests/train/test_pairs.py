@@ -16,7 +16,7 @@ from negbank.mining import mine_hard_negatives
 from negbank.proposals import Nearest
 from negbank.train import registry
 from negbank.train.build import build
-from negbank.train.config import parse
+from negbank.train.config import ConfigError, parse
 from negbank.train.data.contract import Pairs, Splits
 from negbank.train.descent import NonFiniteError
 from negbank.train.evaluate.retrieval import recall_both_ways
@@ -430,6 +430,21 @@ def test_what_does_not_fit_is_refused():
     wide.weight = nn.Parameter(torch.randn(D + 1, 5, dtype=torch.float64))
     with pytest.raises(ValueError, match=re.escape("banks of shapes (40, 6) and (40, 7)")):
         made({**config, "negatives": METHODS["infonce"]}, [(Linear(5, 1), Features(5, 1)), (wide, Features(5, 1))])
+
+
+@pytest.mark.parametrize(
+    "batches", [{"type": "knn"}, {"type": "prosampler", "candidates": 20}], ids=["knn", "prosampler"]
+)
+def test_chosen_batches_are_refused_by_what_counts_on_uniform_ones_alone(batches, steps):
+    """SogCLR's averages and EMC²'s chains take the batch for draws of the data; what weighs what is there does not."""
+    batches = {**batches, "batch_size": B, "neighbors": 4}
+    for name in ("sogclr", "isogclr", "emc2", "importance"):
+        with pytest.raises(ConfigError, match=r"negatives\.type: .* take batches\.type=uniform .*in_batch, mined, dcl"):
+            make(METHODS[name], batches=batches)
+    others = {**METHODS["emc2"], "proposals": "index"}, {**METHODS["importance"], "batch": False}
+    for negatives in (METHODS["mined"], METHODS["hardest"], {"type": "moco", "queue": 16}, *others):
+        found = steps(make(negatives, batches=batches), 6)
+        assert all(0 < metrics["loss"] < 10 for metrics in found)
 
 
 def test_recall_counts_partners_among_the_best():

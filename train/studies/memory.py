@@ -39,8 +39,8 @@ def held(trainer: Trainer) -> dict[str, int]:
     """Bytes by holder: bank and snapshot (with its index and graph) where one is in use, momentum encoder, samplers,
     of all towers.
 
-    The negatives' part is a queue, a cache, chains, moving averages, or what a proposal precomputes. Uniform batches
-    keep their order alone, as every method does, and count nothing.
+    The negatives' part is a queue, a cache, chains, moving averages, what a proposal precomputes, or a list of mined
+    rows. Uniform batches keep their order alone, as every method does, and count nothing, as do mapped files.
     """
     parts = {
         "bank": [tower.bank for tower in trainer.towers if trainer.refreshers],
@@ -67,6 +67,8 @@ def _tensors(value: Any, seen: _Seen) -> Iterator[Tensor]:
     """All that can be reached from `value` by attributes and containers; objects already seen are not entered again."""
     if isinstance(value, Tensor):
         yield value
+    elif isinstance(value, np.memmap):  # read where it lies, in memory that the system can take back
+        return
     elif isinstance(value, np.ndarray):
         yield torch.from_numpy(value)
     elif id(value) in seen.objects or isinstance(value, type | str | bytes | int | float) or value is None:

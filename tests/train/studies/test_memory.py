@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
+
 from negbank.train.build import build
 from negbank.train.config import parse
 from negbank.train.studies.memory import held
@@ -18,7 +20,7 @@ RUN = {
 }
 
 
-def test_memory_is_what_is_held():
+def test_memory_is_what_is_held(tmp_path):
     def bytes_of(negatives):
         trainer = build(parse({**copy.deepcopy(RUN), "negatives": negatives})[0]).trainer
         for _ in range(3):
@@ -28,6 +30,9 @@ def test_memory_is_what_is_held():
 
     _, simclr = bytes_of({"type": "in_batch"})
     assert sum(simclr.values()) < 16
+    np.save(tmp_path / "guide.npy", np.ones((300, 50), dtype=np.float32))
+    _, guided = bytes_of({"type": "in_batch", "margin_pos": 0.0, "guide": str(tmp_path / "guide.npy")})
+    assert sum(guided.values()) < 16  # a file is no memory
     trainer, moco = bytes_of({"type": "moco", "queue": 64})
     assert moco["negatives"] >= 64 * (8 * 4 + 8)  # keys and ids
     parts = (*trainer.slow[0].parameters(), *trainer.slow[0].buffers())
