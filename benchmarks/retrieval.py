@@ -32,7 +32,7 @@ METHODS = {
     "importance": ["batches.type=uniform", "negatives.type=importance", "negatives.pool=true", "negatives.draws=128"],
     "emc2": ["batches.type=uniform", "negatives.type=emc2", "negatives.pool=true", "negatives.draws=128"],
 }
-SHOWN = ("recall@1", "mrr@10", "train_recall@1", "recall@1_siblings", "recall@1_alone", "best_recall@1", "best_mrr@10")
+SHOWN = ("recall@1", "mrr@10", "train_recall@1", "recall@1_siblings", "recall@1_alone")
 
 
 def corpora(data: Path | None, out: Path) -> dict[str, list[str]]:
@@ -94,21 +94,40 @@ def collect(out: Path) -> None:
         writer.writerows(rows)
 
 
+HEAD = "| corpus, batches | B | lr | seeds | recall@1 | MRR@10 | less random, same B | siblings / alone | train | k |"
+
+
 def show(out: Path) -> None:
-    """Means (and standard deviations) over seeds, and the paired difference to in_batch of the same size and seed."""
+    """A Markdown table: means over seeds, standard deviations in brackets; recall@1 and MRR@10 less those of in-batch
+    InfoNCE over random batches of the same size and seeds; recall@1 of queries with and without siblings, and of
+    training pairs; thousands of encodings."""
+    found: dict[tuple[str, int, str, str, str], dict[int, dict[str, str]]] = defaultdict(dict)
     with (out / "results.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    cells = defaultdict(dict)
-    for row in rows:
-        cells[row["corpus"], row["method"]][int(row["seed"])] = row
-    for (corpus, method), found in sorted(cells.items()):
-        parts = [f"{corpus:5} {method:42} n={len(found)}"]
-        for name in SHOWN:
-            values = [float(row[name]) for row in found.values() if row.get(name)]
-            if values:
-                sd = f" ({statistics.stdev(values):.4f})" if len(values) > 1 else ""
-                parts.append(f"{name} {statistics.mean(values):.4f}{sd}")
-        print("  ".join(parts))
+        for row in csv.DictReader(file):
+            name, _, rest = row["method"].rpartition("_b")
+            size, lr, encodings = rest.split("_")
+            found[row["corpus"], int(size), name, lr.removeprefix("lr"), encodings][int(row["seed"])] = row
+    print(f"{HEAD}\n{'|---' * HEAD.count('| ')}|")
+    for (corpus, size, name, lr, encodings), rows in sorted(found.items()):
+        mean = {key: spread([float(row[key] or "nan") for row in rows.values()], ".3f") for key in SHOWN}
+        base = found.get((corpus, size, "in_batch", lr, encodings), {})
+        gains = [
+            spread([float(rows[seed][key]) - float(base[seed][key]) for seed in rows if seed in base], "+.3f")
+            for key in ("recall@1", "mrr@10")
+            if name != "in_batch" and base.keys() & rows.keys()
+        ]
+        thousands = statistics.mean(float(row["encodings"]) for row in rows.values()) / 1e3
+        cells = [
+            f"{corpus}, {name}", size, lr, len(rows), mean["recall@1"], mean["mrr@10"], " / ".join(gains),
+            f"{mean['recall@1_siblings']} / {mean['recall@1_alone']}", mean["train_recall@1"], f"{thousands:.0f}",
+        ]  # fmt: skip
+        print(f"| {' | '.join(map(str, cells))} |")
+
+
+def spread(values: list[float], spec: str) -> str:
+    """The mean, and of several values the standard deviation."""
+    mean = format(statistics.mean(values), spec)
+    return mean if len(values) < 2 else f"{mean} ({statistics.stdev(values):{spec.lstrip('+')}})"
 
 
 def arguments() -> argparse.Namespace:
