@@ -19,6 +19,7 @@ from PIL import Image
 
 from negbank.train import checkpoint
 from negbank.train.config import ConfigError, parse
+from negbank.train.descent import NonFiniteError
 from negbank.train.run import RunError, evaluate, resume, start
 from negbank.train.trainer import Trainer
 
@@ -425,3 +426,11 @@ def test_a_measure_that_is_not_there_is_told_before_the_first_step(tmp_path):
     start(parse({**CONFIG, "run": {**CONFIG["run"], "steps": 8, "dir": str(tmp_path / "run")}})[0], overwrite=True)
     with pytest.raises(RunError, match="no best checkpoint"):
         evaluate(tmp_path / "run", best=True)
+
+
+def test_a_rate_at_which_training_diverges_ends_as_divergence(tmp_path):
+    options = {**CONFIG["run"], "dir": str(tmp_path / "run"), "precision": "float32"}
+    config = {**CONFIG, "negatives": {"type": "in_batch"}, "optim": {"lr": 1e9}, "run": options}
+    with pytest.raises(NonFiniteError, match=r"lower optim.lr") as caught:
+        start(parse(config)[0])
+    assert caught.value.exit_code == 3

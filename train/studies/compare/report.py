@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from negbank.train.studies import page
-from negbank.train.studies.compare.results import ACCURACIES, HOLDERS, PAIRED, PHASES
+from negbank.train.studies.compare.results import HOLDERS, PAIRED, PHASES, judged_by
 from negbank.train.studies.compare.trials import TUNING
 from negbank.train.studies.page import folded, heading, image, meanings, paragraph, table
 from negbank.train.studies.rows import Row, distinct
@@ -27,10 +27,14 @@ def _megabytes(value: float) -> str:
 
 COLUMNS: dict[str, tuple[str, Format, str]] = {
     "knn_accuracy": ("kNN", SHARE, "Accuracy of the weighted kNN of frozen features on held-out images."),
+    "mrr@10": ("MRR@10", SHARE, "Mean reciprocal rank of held-out queries' documents in the whole corpus, 0 beyond 10."),
+    "recall@1": ("recall@1", SHARE, "How often a held-out query's document is first in the whole corpus."),
+    "train_recall@1": ("recall@1, training", SHARE, "The same for training pairs: how much is learned by heart."),
     PAIRED: (
-        "kNN − reference",
+        "− reference",
         SIGNED,
-        "kNN accuracy less that of the reference with the same seed and budget, over the seeds that both have.",
+        "kNN accuracy, or MRR@10, less that of the reference with the same seed and budget, over the seeds that both "
+        "have.",
     ),
     "linear_probe_accuracy": ("linear probe", SHARE, "Accuracy of a linear classifier on frozen features."),
     "view_retrieval_at_1": ("retrieval@1", SHARE, "How often a view's nearest is the other view of its row."),
@@ -62,7 +66,7 @@ COUNTED = ("steps", "encodings", "extra_bytes")
 
 def text_table(averages: Sequence[Row]) -> str:
     """Mean ± standard deviation over seeds, a line a method and budget."""
-    shown = ("knn_accuracy", "linear_probe_accuracy", "global_loss", "steps", "encodings", "ms_step", "extra_bytes")
+    shown = (*judged_by(averages), "global_loss", "steps", "encodings", "ms_step", "extra_bytes")
     lines = [("budget", "method", "lr", "n", *(COLUMNS[name][0] for name in shown))]
     for row in averages:
         entries = (_spread(row, name) for name in shown)
@@ -108,7 +112,7 @@ def answers(averages: Sequence[Row]) -> list[str]:
     for budget in distinct(averages, "budget"):
         here = [row for row in averages if row["budget"] == budget and row["count"]]
         parts = []
-        for name in ACCURACIES:
+        for name in judged_by(averages):
             order = sorted((row for row in here if row[name] >= 0), key=lambda row: -row[name])
             held = ", ".join(f"{row['method']} {_spread(row, name)}" for row in order[:2])
             parts += [f"{COLUMNS[name][0]} {held}"] if order else []
@@ -128,20 +132,26 @@ def edges(found: Sequence[Row], averages: Sequence[Row]) -> list[str]:
 def _budget(averages: Sequence[Row], budget: str) -> list[str]:
     here = [row for row in averages if row["budget"] == budget]
     body = [
-        (row["method"], _known(row["lr"], RATE), _runs_of(row), *(_spread(row, name) for name in COLUMNS))
+        (row["method"], _known(row["lr"], RATE), _runs_of(row), *(_spread(row, name) for name in _columns(averages)))
         for row in here
     ]
-    heads = ("method", "lr", "runs", *(title for title, _, _ in COLUMNS.values()))
+    heads = ("method", "lr", "runs", *(COLUMNS[name][0] for name in _columns(averages)))
     return [heading(f"At equal {budget}"), paragraph("Mean ± standard deviation over seeds."), table(heads, body)]
 
 
+def _columns(found: Sequence[Row]) -> list[str]:
+    """The columns that some of the rows know."""
+    return [name for name in COLUMNS if any(not math.isnan(row.get(name, math.nan)) for row in found)]
+
+
 def _tuning(found: Sequence[Row]) -> list[str]:
-    """kNN accuracy of every tuning run, a column a learning rate."""
+    """The first measure of `judged_by` of every tuning run, a column a learning rate."""
     here = [row for row in found if row["budget"] == TUNING]
     if not here:
         return []
     rates = sorted(set(distinct(here, "lr")))
-    at = {(row["method"], row["lr"]): row["knn_accuracy"] for row in here}
+    judge = judged_by(found)[0]
+    at = {(row["method"], row["lr"]): row[judge] for row in here}
     body = [
         (method, *(_known(at.get((method, lr), math.nan), SHARE) for lr in rates))
         for method in distinct(here, "method")
@@ -149,8 +159,8 @@ def _tuning(found: Sequence[Row]) -> list[str]:
     return [
         heading("Choice of the learning rate"),
         paragraph(
-            f"kNN accuracy at equal steps with seed {here[0]['seed']}, which is in no other table. Each method has the "
-            f"rate of its highest. The same held-out images judge the methods in the tables above: the choice flatters "
+            f"{COLUMNS[judge][0]} at equal steps with seed {here[0]['seed']}, which is in no other table. Each method has the "
+            f"rate of its highest. The same held-out rows judge the methods in the tables above: the choice flatters "
             f"each of them alike, by one choice of {len(rates)}."
         ),
         table(("method", *(f"lr {lr:g}" for lr in rates)), body),
@@ -180,7 +190,7 @@ def _split(averages: Sequence[Row], whole: str, keys: Sequence[str], names: Sequ
 
 
 def _runs(found: Sequence[Row]) -> str:
-    columns = {name: column for name, column in COLUMNS.items() if name != PAIRED}
+    columns = {name: COLUMNS[name] for name in _columns(found) if name != PAIRED}
     heads = ("method", "budget", "lr", "seed", *(title for title, _, _ in columns.values()))
     body = [
         (row["method"], row["budget"], f"{row['lr']:g}", str(row["seed"]),

@@ -18,11 +18,14 @@ from negbank.train.trainer import PHASES
 HOLDERS = ("bank", "snapshot", "momentum_encoder", "negatives", "batches")
 """What memory beyond SimCLR's is split into, see `negbank.train.studies.memory`."""
 ACCURACIES = ("knn_accuracy", "linear_probe_accuracy")
-PAIRED = "knn_over_reference"
+RANKINGS = ("mrr@10", "recall@1")
+PAIRED = "over_reference"
 MEASURES = (
     "steps",
     "encodings",
     *ACCURACIES,
+    *RANKINGS,
+    "train_recall@1",
     "view_retrieval_at_1",
     "global_loss",
     "loss",
@@ -34,6 +37,12 @@ MEASURES = (
 """What is averaged over seeds. loss: InfoNCE in the batch at the last step. ms: wall time of a step."""
 
 
+def judged_by(found: Sequence[Row]) -> tuple[str, str]:
+    """The two measures that methods are judged by, the first of them also where one is chosen: of retrieval or not."""
+    ranked = any(not math.isnan(row.get(RANKINGS[0], math.nan)) for row in found)
+    return RANKINGS if ranked else ACCURACIES
+
+
 def rows(trials: Sequence[Trial]) -> list[Row]:
     """The rows of results.csv: all trials that are finished, in their order; a measure that a run lacks is NaN."""
     return [_row(trial) for trial in trials if finished(trial)]
@@ -42,14 +51,14 @@ def rows(trials: Sequence[Trial]) -> list[Row]:
 def summarise(found: Sequence[Row], reference: str) -> list[Row]:
     """The rows of summary.csv: count, mean and standard deviation over the seeds of a method and budget.
 
-    The deviation is that of a sample, √(Σ(x − x̄)² / (n − 1)), and NaN of one. `PAIRED` is the kNN accuracy less that of
+    The deviation is that of a sample, √(Σ(x − x̄)² / (n − 1)), and NaN of one. `PAIRED` is the first measure of `judged_by` less that of
     the reference with the same seed and budget. Tuning runs, of other seeds and learning rates, are left out, but of a
     method that diverged in all of them; runs that diverged count in `diverged` and nowhere else.
     """
-    summary = []
+    summary, (judge, _) = [], judged_by(found)
     for budget in (each for each in distinct(found, "budget") if each != TUNING):
         base = [row for row in found if (row["method"], row["budget"]) == (reference, budget)]
-        paired = {row["seed"]: row["knn_accuracy"] for row in base}
+        paired = {row["seed"]: row[judge] for row in base}
         for method in distinct(found, "method"):
             tried = [row for row in found if row["method"] == method]
             here = [row for row in tried if row["budget"] == budget]
@@ -62,7 +71,7 @@ def summarise(found: Sequence[Row], reference: str) -> list[Row]:
             mean |= {"count": len(whole), "diverged": len(here) - len(whole)}
             for name in MEASURES:
                 mean |= _moments(name, [row[name] for row in whole])
-            over = [row["knn_accuracy"] - paired[row["seed"]] for row in whole if row["seed"] in paired]
+            over = [row[judge] - paired[row["seed"]] for row in whole if row["seed"] in paired]
             summary.append(mean | _moments(PAIRED, [] if method == reference else over))
     return summary
 
@@ -75,10 +84,10 @@ def _moments(name: str, values: Sequence[float]) -> Row:
 
 
 def evaluations(trial: Trial) -> list[Row]:
-    """What a finished run that did not diverge measured, first before any step: step, encodings, knn_accuracy."""
+    """What a finished run that did not diverge measured, first before any step: step, encodings, its measures."""
     whole = finished(trial) and diverged(trial) is None
     logged = report.read_metrics(trial.folder / METRICS) if whole else []
-    return [row for row in logged if row["event"] == report.EVALUATION and "knn_accuracy" in row]
+    return [row for row in logged if row["event"] == report.EVALUATION]
 
 
 def curve(trial: Trial) -> Curve:

@@ -20,11 +20,12 @@ from negbank.train.build import build, load_data
 from negbank.train.config import ConfigError
 from negbank.train.device import choose_device
 from negbank.train.loop import handled
+from negbank.train.report import NAMES
 from negbank.train.studies.compare import report
 from negbank.train.studies.compare.figures import draw_accuracy
 from negbank.train.studies.compare.methods import method_configs
 from negbank.train.studies.compare.processes import CompareError, diverged, execute, finished, prepare
-from negbank.train.studies.compare.results import curve, gradients, rows, summarise
+from negbank.train.studies.compare.results import curve, gradients, judged_by, rows, summarise
 from negbank.train.studies.compare.trials import ENCODINGS, STEPS, Curve, Plan, Trial
 from negbank.train.studies.rows import write_csv
 
@@ -114,7 +115,7 @@ class _Work:
         self.left = len(self.plan.seeds) * (methods * equal_steps + (methods - equal_steps) * equal_encodings)
 
     def _rates(self, tuning: Sequence[Trial]) -> Mapping[str, float]:
-        """Each method's learning rate: the only one, or that of the highest kNN accuracy, the lower one of equals.
+        """Each method's learning rate: the only one, or that of the highest kNN accuracy or MRR, the lower one of equals.
 
         A method that diverged at every one is left out.
         """
@@ -127,9 +128,10 @@ class _Work:
             if not found:
                 print(f"{method}: left out, it diverged at every lr of {tried}", flush=True)
                 continue
-            if math.isnan(found[0]["knn_accuracy"]):
+            judge = judged_by(found)[0]
+            if math.isnan(found[0][judge]):
                 raise CompareError(f"{method}: no kNN accuracy to choose lr by, the data has no labels; give one lr")
-            rates[method] = min(found, key=lambda row: (-row["knn_accuracy"], row["lr"]))["lr"]
+            rates[method] = min(found, key=lambda row: (-row[judge], row["lr"]))["lr"]
             print(f"{method}: lr {rates[method]:g} of {tried}", flush=True)
         if not rates:
             raise CompareError(f"lr={self.plan.lr}: every method diverged at every one; give lower ones")
@@ -172,7 +174,8 @@ class _Work:
 
     def _progress(self, trial: Trial, left: int) -> None:
         row = rows([trial])[0]
-        found = "diverged" if row["diverged"] else f"kNN {row['knn_accuracy']:.4f}, {row['ms_step']:.1f} ms a step"
+        judge = judged_by([row])[0]
+        found = "diverged" if row["diverged"] else f"{NAMES[judge]} {row[judge]:.4f}, {row['ms_step']:.1f} ms a step"
         seconds = (time.perf_counter() - self.started) / self.executed * left
         clock = f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
         print(f"{trial}: {found}; {left} to go, about {clock}", flush=True)

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from negbank.train.studies.compare.report import edges, text_table
-from negbank.train.studies.compare.results import MEASURES, summarise
+from negbank.train.studies.compare.results import ACCURACIES, MEASURES, RANKINGS, judged_by, summarise
 from negbank.train.studies.compare.trials import ENCODINGS, STEPS, TUNING
 
 ROW = {"budget": STEPS, "method": "a", "lr": 0.1, "seed": 0, "diverged": False, **dict.fromkeys(MEASURES, math.nan)}
@@ -28,9 +28,25 @@ def test_differences_to_the_reference_are_of_equal_seeds():
     ]
     found += [{**row, "budget": ENCODINGS, "knn_accuracy": 0.0} for row in found]
     a, b, *_ = summarise(found, "a")
-    assert math.isnan(a["knn_over_reference"])
-    assert b["knn_over_reference"] == pytest.approx((0.1 - 0.2) / 2)
-    assert b["knn_over_reference_sd"] == pytest.approx(0.3 / math.sqrt(2))
+    assert math.isnan(a["over_reference"])
+    assert b["over_reference"] == pytest.approx((0.1 - 0.2) / 2)
+    assert b["over_reference_sd"] == pytest.approx(0.3 / math.sqrt(2))
+
+
+def test_retrieval_is_judged_by_its_ranking():
+    found = [
+        {**ROW, "method": method, "seed": seed, "mrr@10": 0.3 + 0.1 * seed + gain, "recall@1": 0.2}
+        for seed in (0, 1)
+        for method, gain in (("a", 0.0), ("b", 0.05))
+    ]
+    assert judged_by(found) == RANKINGS
+    assert judged_by([ROW]) == ACCURACIES
+    averages = summarise(found, "a")
+    assert averages[1]["over_reference"] == pytest.approx(0.05)
+    head, *lines = text_table(averages).splitlines()
+    assert "MRR@10" in head
+    assert "kNN" not in head
+    assert "0.4000 ± 0.0707" in lines[1]
 
 
 def test_the_table_says_what_diverged_and_how_far_runs_are_apart():
