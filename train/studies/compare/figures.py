@@ -51,9 +51,7 @@ def _course(axes: Any, trials: Sequence[Trial], method: str, judge: str, style: 
         for row in (row for row in evaluations(trial) if judge in row):
             by_step.setdefault(row["step"], []).append(row)
     shared = [found for _, found in sorted(by_step.items()) if len(found) == max(map(len, by_step.values()))]
-    means = [
-        [statistics.fmean(row[name] for row in found) for found in shared] for name in ("encodings", judge)
-    ]
+    means = [[statistics.fmean(row[name] for row in found) for found in shared] for name in ("encodings", judge)]
     axes.plot(*means, label=method, **style)
 
 

@@ -27,7 +27,11 @@ def _megabytes(value: float) -> str:
 
 COLUMNS: dict[str, tuple[str, Format, str]] = {
     "knn_accuracy": ("kNN", SHARE, "Accuracy of the weighted kNN of frozen features on held-out images."),
-    "mrr@10": ("MRR@10", SHARE, "Mean reciprocal rank of held-out queries' documents in the whole corpus, 0 beyond 10."),
+    "mrr@10": (
+        "MRR@10",
+        SHARE,
+        "Mean of 1 / rank of held-out queries' documents in the whole corpus, 0 beyond 10.",
+    ),
     "recall@1": ("recall@1", SHARE, "How often a held-out query's document is first in the whole corpus."),
     "train_recall@1": ("recall@1, training", SHARE, "The same for training pairs: how much is learned by heart."),
     PAIRED: (
@@ -159,8 +163,8 @@ def _tuning(found: Sequence[Row]) -> list[str]:
     return [
         heading("Choice of the learning rate"),
         paragraph(
-            f"{COLUMNS[judge][0]} at equal steps with seed {here[0]['seed']}, which is in no other table. Each method has the "
-            f"rate of its highest. The same held-out rows judge the methods in the tables above: the choice flatters "
+            f"{COLUMNS[judge][0]} at equal steps with seed {here[0]['seed']}, which is in no other table. Each method "
+            f"has the rate of its highest. The same held-out rows judge the methods in the tables above: the choice flatters "
             f"each of them alike, by one choice of {len(rates)}."
         ),
         table(("method", *(f"lr {lr:g}" for lr in rates)), body),

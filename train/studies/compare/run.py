@@ -115,7 +115,7 @@ class _Work:
         self.left = len(self.plan.seeds) * (methods * equal_steps + (methods - equal_steps) * equal_encodings)
 
     def _rates(self, tuning: Sequence[Trial]) -> Mapping[str, float]:
-        """Each method's learning rate: the only one, or that of the highest kNN accuracy or MRR, the lower one of equals.
+        """Each method's learning rate: the only one, or that of the best (`judged_by`), the lower one of equals.
 
         A method that diverged at every one is left out.
         """
