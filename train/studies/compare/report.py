@@ -164,8 +164,8 @@ def _tuning(found: Sequence[Row]) -> list[str]:
         heading("Choice of the learning rate"),
         paragraph(
             f"{COLUMNS[judge][0]} at equal steps with seed {here[0]['seed']}, which is in no other table. Each method "
-            f"has the rate of its highest. The same held-out rows judge the methods in the tables above: the choice flatters "
-            f"each of them alike, by one choice of {len(rates)}."
+            f"has the rate of its highest. The same held-out rows judge the methods in the tables above: the choice "
+            f"flatters each of them alike, by one choice of {len(rates)}."
         ),
         table(("method", *(f"lr {lr:g}" for lr in rates)), body),
     ]

@@ -52,8 +52,9 @@ def summarise(found: Sequence[Row], reference: str) -> list[Row]:
     """The rows of summary.csv: count, mean and standard deviation over the seeds of a method and budget.
 
     The deviation is that of a sample, √(Σ(x − x̄)² / (n − 1)), and NaN of one. `PAIRED` is the first measure of
-    `judged_by` less that of the reference with the same seed and budget. Tuning runs, of other seeds and learning rates,
-    are left out, but of a method that diverged in all of them; runs that diverged count in `diverged` and nowhere else.
+    `judged_by` less that of the reference with the same seed and budget. Tuning runs, of other seeds and learning
+    rates, are left out, but of a method that diverged in all of them; runs that diverged count in `diverged` and
+    nowhere else.
     """
     summary, (judge, _) = [], judged_by(found)
     for budget in (each for each in distinct(found, "budget") if each != TUNING):
