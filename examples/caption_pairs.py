@@ -143,7 +143,7 @@ def main(
             {
                 "data": {"type": "own"},
                 "encoder": {"type": "own"},
-                "eval": {"type": "retrieval", "ks": list(KS)},
+                "eval": {"type": "retrieval", "corpus": "held_out", "ks": list(KS)},
                 "batches": {"batch_size": batch_size},
                 "negatives": NEGATIVES[name],
                 "loss": {"temperature": temperature},

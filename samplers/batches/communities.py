@@ -26,6 +26,9 @@ from negbank.samplers.batches.partition import QUICK, cut
 from negbank.samplers.batches.planned import Planned
 from negbank.snapshot import Snapshot
 
+USUAL = 16
+"""Rows of a community where nobody says it."""
+
 
 class Communities(Planned):
     """Unions of communities of near rows, as B3 has them.
@@ -33,7 +36,7 @@ class Communities(Planned):
     Args:
         num_rows: N.
         batch_size: B, rows a batch, a multiple of size.
-        size: K, rows of a community.
+        size: K, rows of a community; None: 16, or else the largest divisor of batch_size below, or all of it.
         partition: balanced: balanced k-means; metis: of the kNN graph, by pymetis.
         width: neighbours of a row in the graph of metis.
         skip: its nearest so many are left out of it.
@@ -54,7 +57,7 @@ class Communities(Planned):
         num_rows: int,
         batch_size: Annotated[int, Ge(2)] = 64,
         *,
-        size: Annotated[int, Ge(2)] = 16,
+        size: Annotated[int, Ge(2)] | None = None,
         partition: Literal["balanced", "metis"] = "balanced",
         width: Count = 30,
         skip: Annotated[int, Ge(0)] = 0,
@@ -64,6 +67,7 @@ class Communities(Planned):
         drop_last: bool = True,
         counter: Counter = Counter.of(0),
     ) -> None:
+        size = size or next((k for k in range(USUAL, 1, -1) if batch_size % k == 0), batch_size)
         if batch_size % size:
             raise ValueError(f"size={size}: expected a divisor of batch_size={batch_size}")
         if skip and partition != "metis":

@@ -79,7 +79,7 @@ def test_snapshots(tmp_path, clustered, factory):
 def test_checkpoints(tmp_path, clustered):
     snapshot = Snapshot.build(clustered(40), factory="exact")
     for step in (1, 2):
-        state = {"trainer": {"step": step, "towers": [{"bank": torch.rand(5)}]}, "kept": {"a": 0.5}}
+        state = {"trainer": {"step": step, "towers": [{"bank": torch.rand(5)}], "refreshers": [{}]}, "kept": {"a": 0.5}}
         checkpoint.save(tmp_path / "c", state, [snapshot], b'{"step": 1}\n' * step)
     for path in cases(tmp_path / "c" / "step_00000002"):
         refuses(checkpoint.CheckpointError, path, lambda: checkpoint.load(tmp_path / "c", device=CPU))

@@ -141,7 +141,7 @@ def test_checkpoints(tmp_path, clustered):
     def save(root: Path, step: int) -> None:
         with owned(root):
             checkpoint.tidy(root / "c")
-            state = {"trainer": {"step": step, "towers": [{}]}, "rows": torch.full((50,), step)}
+            state = {"trainer": {"step": step, "towers": [{}], "refreshers": [{}]}, "rows": torch.full((50,), step)}
             checkpoint.save(root / "c", state, [snapshot], b"row\n" * step)
 
     def prepare(root: Path) -> None:

@@ -21,7 +21,6 @@ from negbank.samplers.batches import (
 )
 
 ROWS = 53
-divisor = lambda size: next((k for k in range(2, size + 1) if size % k == 0), 2)  # noqa: E731
 SAMPLERS = {
     "uniform": UniformBatches,
     "knn": lambda *sizes, **options: Knn(*sizes, neighbors=5, **options),
@@ -34,10 +33,9 @@ SAMPLERS = {
     "spectral, global": lambda *sizes, **options: Spectral(*sizes, temperature=0.1, scope="global", **options),
     "drawn": lambda *sizes, **options: Drawn(*sizes, proposal=partial(Nearest, k=5), **options),
     "drawn, model": lambda *sizes, **options: Drawn(*sizes, proposal=partial(Nearest, k=5), weights="model", **options),
-    "communities": lambda n, size, **options: Communities(n, size, size=divisor(size), **options),
-    "communities, metis": lambda n, size, **options: Communities(
-        n, size, size=divisor(size), partition="metis", width=4, skip=1, **options
-    ),
+    "communities": Communities,
+    "communities, pairs": lambda n, size, **options: Communities(n, size, size=2 if size % 2 == 0 else size, **options),
+    "communities, metis": lambda *sizes, **options: Communities(*sizes, partition="metis", width=4, skip=1, **options),
     "clusters": lambda n, size, **options: Clusters(n, size, size=size, **options),
     "knn, half chosen": lambda *sizes, **options: Knn(*sizes, neighbors=5, chosen=0.5, **options),
     "ordered": lambda *sizes, **options: Ordered(*sizes, temperature=0.1, pool=3, keep=2, **options),

@@ -72,6 +72,7 @@ def test_the_nearest_can_be_left_out_of_the_graph(snapshot):
         Communities(N, B, size=K, skip=3)
     with pytest.raises(ValueError, match="divisor of batch_size=64"):
         Communities(N, B, size=12)
+    assert [Communities(N, size).size for size in (64, 30, 7, 37)] == [16, 15, 7, 37]
 
 
 def test_the_graph_among_some_rows_has_every_edge_both_ways_and_once():

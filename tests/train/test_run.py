@@ -346,7 +346,7 @@ def test_metrics_that_are_changed_under_a_run_end_it(tmp_path, monkeypatch):
 
 def test_checkpoints_of_nine_digits_and_more_are_found_and_the_oldest_dropped(tmp_path):
     for step in (99_999_999, 10**8, 10**9):
-        checkpoint.save(tmp_path, {"trainer": {"step": step, "towers": []}}, [], b"")
+        checkpoint.save(tmp_path, {"trainer": {"step": step, "refreshers": []}}, [], b"")
     assert checkpoint.steps(tmp_path) == [10**8, 10**9]
     found = checkpoint.load(tmp_path, device=torch.device("cpu"))
     assert found is not None

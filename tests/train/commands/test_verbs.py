@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import zipfile
 from pathlib import Path
 
@@ -73,10 +74,10 @@ def test_validate_reports_every_file(config_file, tmp_path, capsys):
     bad.write_text("run: {stps: 3}\nnegatives: {type: prosampler}\n")
     code, out, err = run(capsys, "validate", config_file, bad, *sorted((ROOT / "configs").glob("*.yaml")))
     assert code == 2
-    absent = err.count("data.root: ")  # configurations of data that nobody ships: all that is wrong with them
+    absent = len(re.findall(r"configs/\S+: \d problem", err))  # of data that nobody ships: all that is wrong with them
     assert out.count(": ok") + absent == 1 + len(list((ROOT / "configs").glob("*.yaml")))
-    assert err.count("no such file or folder; check the path") == absent
-    assert err.count(": 1 problem(s)") == absent
+    said = sum(int(number) for number in re.findall(r"configs/\S+: (\d) problem", err))
+    assert err.count("no such file or folder; check the path") == said >= absent
     assert "did you mean 'steps'?" in err
     assert "'prosampler' is unknown" in err
 
