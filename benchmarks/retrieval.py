@@ -32,6 +32,7 @@ METHODS = {
     "importance": ["batches.type=uniform", "negatives.type=importance", "negatives.pool=true", "negatives.draws=128"],
     "emc2": ["batches.type=uniform", "negatives.type=emc2", "negatives.pool=true", "negatives.draws=128"],
 }
+CURVES = ("step", "encodings", "recall@1", "mrr@10", "train_recall@1")
 SHOWN = ("recall@1", "mrr@10", "train_recall@1", "recall@1_siblings", "recall@1_alone")
 
 
@@ -77,21 +78,51 @@ def main() -> None:
         collect(options.out)
     collect(options.out)
     show(options.out)
+    if options.plot is not None:
+        draw(options.out / "curves.csv", options.plot)
 
 
 def collect(out: Path) -> None:
-    """OUT/results.csv, anew."""
-    rows = []
+    """OUT/results.csv and OUT/curves.csv, anew."""
+    rows, curves = [], []
     for path in sorted(out.glob("*/*/*/summary.json")):
         corpus, method, seed = path.parts[-4:-1]
+        which = {"corpus": corpus, "method": method, "seed": int(seed)}
         found = json.loads(path.read_text())
-        numbers = {name: found[name] for name in sorted(found) if isinstance(found[name], int | float)}
-        rows.append({"corpus": corpus, "method": method, "seed": int(seed), **numbers})
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    with (out / "results.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, names)
-        writer.writeheader()
-        writer.writerows(rows)
+        rows.append({**which, **{name: found[name] for name in sorted(found) if isinstance(found[name], int | float)}})
+        logged = [json.loads(line) for line in (path.parent / "metrics.jsonl").read_text().splitlines()]
+        curves += [which | {k: row[k] for k in CURVES} for row in logged if "recall@1" in row]
+    for name, table in (("results", rows), ("curves", curves)):
+        with (out / f"{name}.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(dict.fromkeys(key for row in table for key in row)))
+            writer.writeheader()
+            writer.writerows(table)
+
+
+def draw(curves: Path, path: Path) -> None:
+    """Recall@1 of held-out queries against encodings, mean over seeds, a line a method and batch size."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    points: dict[tuple[str, int], dict[int, list[tuple[float, float]]]] = defaultdict(lambda: defaultdict(list))
+    with curves.open() as file:
+        for row in csv.DictReader(file):
+            name, _, rest = row["method"].rpartition("_b")
+            at = points[name, int(rest.split("_")[0])][int(row["step"])]
+            at.append((float(row["encodings"]), float(row["recall@1"])))
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes, colours = figure.add_subplot(), {"in_batch": "#8a8f98", "communities": "#2c7a3f", "prosampler": "#c4572b"}
+    styles = {32: "-", 128: "--", 1024: ":"}
+    for (name, size), steps in sorted(points.items(), key=lambda each: (each[0][1], each[0][0])):
+        means = [[statistics.mean(each) for each in zip(*found)] for _, found in sorted(steps.items())]
+        label = f"{'random' if name == 'in_batch' else name}, B = {size}"
+        axes.plot(*zip(*means), styles.get(size, "-."), color=colours.get(name), marker="o", markersize=3, label=label)
+    axes.set_xlabel("encodings, all that are made counted")
+    axes.set_ylabel("recall@1 of held-out queries, whole corpus")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=110)
 
 
 HEAD = "| corpus, batches | B | lr | seeds | recall@1 | MRR@10 | less random, same B | siblings / alone | train | k |"
@@ -143,6 +174,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--name", default="", help="tells runs with other overrides apart")
     parser.add_argument("--override", nargs="*", default=[], help="key=value of every run")
     parser.add_argument("--table", action="store_true", help="print what is there and run nothing")
+    parser.add_argument("--plot", type=Path, help="a PNG of recall@1 against encodings")
     return parser.parse_args()
 
 

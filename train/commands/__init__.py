@@ -90,7 +90,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = exit_code(error)
         if code is None:
             raise
-        print(f"negbank: {error}", file=sys.stderr)
+        missing = isinstance(error, ModuleNotFoundError) and error.name is not None
+        said = f"{error}; pip install 'negbank[train]', or 'negbank[all]'" if missing else str(error)
+        print(f"negbank: {said}", file=sys.stderr)
         return code
 
 

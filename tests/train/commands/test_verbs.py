@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import zipfile
 from pathlib import Path
 
@@ -214,3 +215,13 @@ def test_unknown_words_are_refused(config_file):
         main(["eval", "x", "run.seed=1"])
     with pytest.raises(SystemExit):
         main(["train", str(config_file), "--fast"])
+
+
+def test_a_package_that_is_missing_is_named_with_what_brings_it(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pydantic", None)
+    for name in [name for name in sys.modules if name.startswith("negbank.train.config")]:
+        monkeypatch.delitem(sys.modules, name)
+    code, _, err = run(capsys, "list", "batches")
+    assert code == 1
+    assert "pydantic" in err
+    assert "pip install 'negbank[train]'" in err
