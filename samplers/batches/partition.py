@@ -44,7 +44,7 @@ class Effort(NamedTuple):
 
 
 CAREFUL, QUICK = Effort(8, 8, 2), Effort(24, 2, 0)
-"""QUICK keeps 97 % of the similarity inside of parts of 16 rows, in an eighth of the time (49 000 rows, 256 wide)."""
+"""QUICK keeps 97 % of the similarity inside of parts of 16 rows, in a fraction of the time (49 000 rows, 256 wide)."""
 
 
 def cut(vectors: Tensor, size: int, generator: torch.Generator, effort: Effort = CAREFUL) -> Tensor:
