@@ -74,6 +74,12 @@ def require_finite(vectors: Tensor, ids: Tensor | None = None, *, what: str = "v
     )
 
 
+def added(first: Tensor, second: Tensor) -> Tensor:
+    """first + second, rows (n, D); of opposite ones, whose sum has no direction, the first stands for both."""
+    both = first + second
+    return torch.where((both == 0).all(-1, keepdim=True), first, both)
+
+
 def require_rows(rows: Tensor, num_rows: int | None, *, what: str = "rows", outside: bool = False) -> None:
     """Raise unless all of rows (...,) are rows of the data set: to a table −1 would be its last row, silently.
 
@@ -142,6 +148,11 @@ class EmbeddingBank:
     def dim(self) -> int:
         """Width of an embedding, D."""
         return self.vectors.shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the rows are."""
+        return self.vectors.device
 
     @property
     def written(self) -> Tensor:

@@ -94,7 +94,7 @@ class Refresher:
         self.max_drift, self.check_every = max_drift, check_every
         self.factory, self.target_recall, self.seed = factory, target_recall, seed
         order = torch.randperm(len(bank), generator=torch.Generator().manual_seed(seed))
-        self._sample = order[:probe_rows].sort().values.to(bank.vectors.device)
+        self._sample = order[:probe_rows].sort().values.to(bank.device)
         self._encode, self._measure, self._rewrite = encode, measure, rewrite or self._write
         self.snapshot: Snapshot | None = None
         self.probe: Probe | None = None
@@ -145,7 +145,7 @@ class Refresher:
         """
         drift = self.drift() if drift is None else drift
         if self.mode == "full":
-            for rows in torch.arange(len(self.bank), device=self.bank.vectors.device).split(BLOCK):
+            for rows in torch.arange(len(self.bank), device=self.bank.device).split(BLOCK):
                 self._rewrite(rows, step)
         old = self.snapshot
         new = Snapshot.build(
@@ -197,7 +197,7 @@ class Refresher:
         self.snapshot = snapshot
         self.probe = None
         if state["probe"]:
-            probe = [each.to(self.bank.vectors.device) for each in state["probe"]]
+            probe = [each.to(self.bank.device) for each in state["probe"]]
             self.probe = Probe(Anchors(*probe[:2]), *probe[2:])
 
     def _indexed(self, snapshot: Snapshot) -> Tensor:

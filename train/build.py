@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from negbank.bank import EmbeddingBank, unit_rows
+from negbank.bank import EmbeddingBank, added, unit_rows
 from negbank.counter import Counter
 from negbank.exclusions import Exclusions
 from negbank.index.factory import require_trainable
@@ -138,9 +138,9 @@ def build(
 
     if own or studied:
         require_factory(config.index.factory, count, widths[0])
+    asking = config.refresh.mode == "full" and any(each.reads_snapshot for each in negatives)
     for way in ways:  # rows of a tower's snapshot are drawn for the anchors of a direction
         searched = studied or negatives[way.anchors].reads_snapshot
-        asking = config.refresh.mode == "full" and any(each.reads_snapshot for each in negatives)
         if not (searched or way.keys == planned or asking):  # full encodes what another index is asked with, too
             continue
         # what a study alone asks for is not counted as the method's
@@ -157,7 +157,7 @@ def build(
             bank.write(rows, vectors, step=step)
 
     planner = None if planned is None else refreshers[planned] if planned < 2 else refresher(
-        bank=MeanBank(*banks), encode=lambda rows: unit_rows(torch.stack(both(rows)).sum(0)), rewrite=rewrite,
+        bank=MeanBank(*banks), encode=lambda rows: unit_rows(added(*both(rows))), rewrite=rewrite,
         measure=None, batches_alone=True,
     )  # fmt: skip
     names = ("left", "right") if len(data) == 2 else ("",)
@@ -207,7 +207,7 @@ def _encoders(config: Any, sides: Sequence[Data], own: nn.Module | Sequence[nn.M
     """One module for each side: the caller's, or that of `config.encoder`, initialised from the run's seed alone.
 
     Raises:
-        ValueError: for another number of modules than sides, or one for two sides that read differently.
+        ValueError: for another number of modules than sides.
     """
     if own is not None:
         found = [own] * len(sides) if isinstance(own, nn.Module) else list(own)

@@ -75,7 +75,11 @@ def load_best(folder: Path, *, device: torch.device) -> Checkpoint | None:
     except files.DamagedError as error:
         raise CheckpointError(f"{error}; remove {path}, or take the newest checkpoint") from None
     except OSError as error:
-        raise CheckpointError(f"{error.filename or path}: not readable ({remedy(error)})") from error
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> CheckpointError:
+    return CheckpointError(f"{error.filename or path}: not readable ({remedy(error)})")
 
 
 def _write(final: Path, state: dict[str, Any], snapshots: Sequence[Snapshot | None], metrics: bytes) -> Path:
@@ -128,7 +132,7 @@ def load(folder: Path, *, device: torch.device, passed_over: Callable[[str], Non
             if isinstance(error, CheckpointError):
                 raise
             if isinstance(error, OSError):
-                raise CheckpointError(f"{error.filename or path}: not readable ({remedy(error)})") from error
+                raise _unreadable(path, error) from error
             if step == found[0]:
                 raise CheckpointError(
                     f"{error}, as every checkpoint is; remove {folder} to begin the run again"

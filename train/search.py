@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from negbank.bank import unit_rows
 from negbank.index import ExactIndex
-from negbank.train.data.contract import Data, Subset, sides
+from negbank.train.data.contract import origin, sides
 from negbank.train.run import restored
 
 
@@ -35,10 +35,10 @@ def search(folder: Path, queries: Sequence[str], *, k: int = 5, best: bool = Fal
         ValueError: for a run of other things than texts, or a query without a word.
     """
     assembly = restored(folder, best=best).assembly
-    found = assembly.splits.train, assembly.splits.test
-    parts = [part for part in found if part is not None]
-    asked, documents = _whole(sides(parts[0])[0]), [sides(part)[-1] for part in parts]
-    texts = [_whole(each).texts[row] for each in documents for row in _rows(each) if hasattr(_whole(each), "texts")]
+    parts = [part for part in (assembly.splits.train, assembly.splits.test) if part is not None]
+    (asked, _), documents = origin(sides(parts[0])[0]), [sides(part)[-1] for part in parts]
+    found = [origin(each) for each in documents]
+    texts = [data.texts[row] for data, rows in found if hasattr(data, "texts") for row in rows.tolist()]
     if not hasattr(asked, "tokenized") or not texts:
         raise ValueError(f"{folder}: a run of data.type={assembly.config.data.type}, which has no texts to search")
     first, last = assembly.inference[0], assembly.inference[-1]
@@ -49,16 +49,3 @@ def search(folder: Path, queries: Sequence[str], *, k: int = 5, best: bool = Fal
         [Hit(float(score), texts[row]) for score, row in zip(*each)]
         for each in zip(near.scores.tolist(), near.ids.tolist())
     ]
-
-
-def _whole(data: Data) -> Any:
-    """The data that some of the rows of which this is."""
-    return _whole(data.data) if isinstance(data, Subset) else data
-
-
-def _rows(data: Data) -> list[int]:
-    """Which rows of `_whole` these are."""
-    rows = torch.arange(len(data))
-    while isinstance(data, Subset):
-        rows, data = data.rows[rows], data.data
-    return rows.tolist()

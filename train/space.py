@@ -12,13 +12,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from negbank.bank import EmbeddingBank
+from negbank.bank import EmbeddingBank, added
 
 LEFT, RIGHT, MEAN = "left", "right", "mean"
 
 
 class MeanBank:
-    """Two banks of pairs read as one, for a `Refresher` in rolling mode: it is written where they are.
+    """Two banks of pairs read as one, for a `Refresher`, whose `rewrite` writes where they are.
 
     Args:
         left, right: of as many rows and as wide.
@@ -33,8 +33,12 @@ class MeanBank:
     @property
     def vectors(self) -> Tensor:
         """(N, D), not normalised; of opposite sides, which have no mean direction, the left one stands for both."""
-        both = self._left.vectors + self._right.vectors
-        return torch.where((both == 0).all(-1, keepdim=True), self._left.vectors, both)
+        return added(self._left.vectors, self._right.vectors)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the rows are."""
+        return self._left.device
 
     @property
     def written(self) -> Tensor:

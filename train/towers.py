@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from negbank.bank import EmbeddingBank, unit_rows
+from negbank.bank import EmbeddingBank, added, unit_rows
 from negbank.refresh import Refresher
 from negbank.samplers.batches import BatchSampler
 from negbank.samplers.negatives import NegativeSampler
@@ -68,8 +68,7 @@ def row_of_views(embeddings: Tensor, rows: int, views: int) -> Tensor:
     first, *second = embeddings.detach()[: views * rows].split(rows)
     if not second:
         return first
-    both = first + second[0]  # opposite views have no mean direction: the first then stands for both
-    return unit_rows(torch.where((both == 0).all(-1, keepdim=True), first, both))
+    return unit_rows(added(first, second[0]))
 
 
 def require_fitting(towers: Sequence[Tower], batches: BatchSampler, *, micro_batch: int | None = None) -> None:

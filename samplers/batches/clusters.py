@@ -11,15 +11,10 @@ from torch import Tensor
 
 from negbank.bounds import Annotated, Count, Ge, Labels, Share, checked
 from negbank.counter import Counter
-from negbank.index.kmeans import closeness, lloyd
+from negbank.index.kmeans import kmeans
+from negbank.ragged import place_in_group
 from negbank.samplers.batches.planned import Planned
 from negbank.snapshot import Snapshot
-
-SAMPLE = 64
-"""Rows a cluster that k-means is run on."""
-ITERATIONS = 8
-BLOCK = 1 << 23
-"""Row–centre products held at once."""
 
 
 class Clusters(Planned):
@@ -65,13 +60,8 @@ class Clusters(Planned):
         """See `Planned.plan`."""
         rows = rows[torch.randperm(len(rows), generator=generator)]
         vectors = snapshot.vectors[rows.to(snapshot.vectors.device)]
-        cells = max(1, len(rows) // self.size)
-        centres = lloyd(vectors[: cells * SAMPLE], vectors[:cells], ITERATIONS)
-        parts = vectors.split(max(1, BLOCK // cells))
-        cell = torch.cat([closeness(part, centres).argmax(1) for part in parts]).cpu()
-        order = cell.argsort(stable=True)
-        sizes = torch.bincount(cell, minlength=cells)
-        place = torch.arange(len(rows)) - (sizes.cumsum(0) - sizes)[cell[order]]
-        whole = place < (sizes // self.batch_size * self.batch_size)[cell[order]]
-        rows = torch.cat((rows[order[whole]], rows[order[~whole]]))
-        return rows[: count * self.batch_size].view(-1, self.batch_size)
+        cells = kmeans(vectors, max(1, len(rows) // self.size), generator=generator)
+        cell, sizes = cells.assignment.cpu(), cells.sizes.cpu()
+        whole = place_in_group(cell) < (sizes // self.batch_size * self.batch_size)[cell]
+        order = torch.where(whole, cell, len(sizes) + cell).argsort(stable=True)  # what is left over comes last
+        return rows[order[: count * self.batch_size]].view(-1, self.batch_size)

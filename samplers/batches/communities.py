@@ -21,6 +21,7 @@ from torch import Tensor
 
 from negbank.bounds import Annotated, Count, Ge, Labels, Share, checked
 from negbank.counter import Counter
+from negbank.ragged import place_in_group
 from negbank.samplers.batches.graph import ProximityGraph, index_graph
 from negbank.samplers.batches.partition import QUICK, cut
 from negbank.samplers.batches.planned import Planned
@@ -131,12 +132,8 @@ def equal_parts(part: Tensor, vectors: Tensor, size: int, count: int) -> Tensor:
     mean = torch.zeros(count, vectors.shape[1]).index_add_(0, part, vectors)
     mean = torch.nn.functional.normalize(mean, dim=1)
     close = (vectors * mean[part]).sum(1)
-    order = close.argsort(descending=True, stable=True)
-    order = order[part[order].argsort(stable=True)]
-    sizes = torch.bincount(part, minlength=count)
-    rank = torch.arange(len(part)) - (sizes.cumsum(0) - sizes)[part[order]]
-    stays, moves = order[rank < size], order[rank >= size]
-    room = (size - sizes).clamp(min=0)
+    moves = (place_in_group(part, -close) >= size).nonzero().flatten()
+    room = (size - torch.bincount(part, minlength=count)).clamp(min=0)
     found, places = part.clone(), room.nonzero().flatten()
     found[moves] = count
     likes = vectors[moves] @ mean[places].T
@@ -147,7 +144,6 @@ def equal_parts(part: Tensor, vectors: Tensor, size: int, count: int) -> Tensor:
         found[moves[row]] = places[best]
         room[places[best]] -= 1
     kept = found < count
-    assert int(kept.sum()) >= len(stays)
     return found.argsort(stable=True)[: int(kept.sum())].view(count, size)
 
 

@@ -61,6 +61,11 @@ class Pairs(NamedTuple):
     right: Data
     groups: Tensor | None = None
 
+    def some(self, rows: Tensor) -> Pairs:
+        """The pairs of rows (n,), renumbered from 0."""
+        groups = None if self.groups is None else self.groups[rows]
+        return Pairs(Subset(self.left, rows), Subset(self.right, rows), groups)
+
 
 class Splits(NamedTuple):
     """What a run trains on and is evaluated on, with the names of the classes that labels index, and notes for people:
@@ -138,6 +143,14 @@ class Subset:
         return raw(self.data, self.rows[rows])
 
 
+def origin(data: Data) -> tuple[Any, Tensor]:
+    """The data that this is some rows of, itself if it is all of them, and which rows (n,)."""
+    rows = torch.arange(len(data))
+    while isinstance(data, Subset):
+        rows, data = data.rows[rows], data.data
+    return data, rows
+
+
 def subset(splits: Splits, rows: int | None = None) -> Splits:
     """`splits` with `rows` of the training rows, a random subset that is the same for every run; None: all.
 
@@ -151,9 +164,7 @@ def subset(splits: Splits, rows: int | None = None) -> Splits:
         raise ValueError(f"data.rows={rows}: the data has {count} training rows; take 2..{count}")
     chosen = torch.randperm(count, generator=torch.Generator().manual_seed(SUBSET_SEED))[:rows].sort().values
     if isinstance(splits.train, Pairs):
-        left, right, groups = splits.train
-        chosen_groups = None if groups is None else groups[chosen]
-        return splits._replace(train=Pairs(Subset(left, chosen), Subset(right, chosen), chosen_groups))
+        return splits._replace(train=splits.train.some(chosen))
     return splits._replace(train=Subset(splits.train, chosen))
 
 

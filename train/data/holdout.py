@@ -3,6 +3,19 @@
 import torch
 from torch import Tensor
 
+from negbank.train.data.contract import Data, Splits, Subset
+
+HOLDOUT_SEED = 0
+"""Of what a share of the rows is held out by, the same for every run."""
+
+
+def with_holdout(data: Data, share: float, classes: tuple[str, ...]) -> Splits:
+    """`data` with a share of its rows held out, whatever their class; 0 for none."""
+    if share == 0:
+        return Splits(data, None, classes)
+    kept, held = stratified(torch.zeros(len(data)), share, HOLDOUT_SEED)
+    return Splits(Subset(data, kept), Subset(data, held), classes)
+
 
 def stratified(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
     """Split rows 0..N-1 into kept and held-out rows, class by class.

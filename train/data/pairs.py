@@ -68,12 +68,7 @@ def held_out(every: Pairs, holdout: float, split: int) -> Splits:
         raise ValueError(f"holdout={holdout}: {count} of {total} pairs; hold out 1..{total - 2}")
     order = torch.randperm(total, generator=Counter.of(split).at("holdout").generator())
     held, kept = (rows.sort().values for rows in order.split((count, total - count)))
-
-    def part(rows: Tensor) -> Pairs:
-        groups = None if every.groups is None else every.groups[rows]
-        return Pairs(Subset(every.left, rows), Subset(every.right, rows), groups)
-
-    return Splits(part(kept), part(held))
+    return Splits(every.some(kept), every.some(held))
 
 
 def _paired(left: Data | Pairs, right: Data | Pairs, groups: Tensor | None, which: str) -> Pairs:

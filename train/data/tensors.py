@@ -18,10 +18,9 @@ from torch.utils.data import TensorDataset
 from negbank.bounds import Annotated, Ge, Input, Le, Share, checked
 from negbank.counter import seeded_uniforms
 from negbank.train.data.arrays import read, read_labels
-from negbank.train.data.contract import Splits, Subset, checked_labels
-from negbank.train.data.holdout import stratified
+from negbank.train.data.contract import Splits, checked_labels
+from negbank.train.data.holdout import with_holdout
 
-HOLDOUT_SEED = 0
 MOST_NAMES = 1 << 20
 """Classes that get names: labels may be ids, which have gaps."""
 BLOCK = 1 << 20
@@ -148,10 +147,7 @@ def tensors(
         raise ValueError(f"path={path}: {error}") from error
     highest = -1 if classes is None else int(classes.max())
     names = tuple(str(each) for each in range(highest + 1)) if highest < MOST_NAMES else ()
-    if holdout == 0:
-        return Splits(data, None, names)
-    kept, held = stratified(torch.zeros(len(data)), holdout, HOLDOUT_SEED)
-    return Splits(Subset(data, kept), Subset(data, held), names)
+    return with_holdout(data, holdout, names)
 
 
 def described(shape: tuple[int, ...]) -> dict[str, Any]:

@@ -17,6 +17,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from negbank.ragged import place_in_group, starts
+
 TIE = 1e-6
 SCORES = 1 << 25
 """Scores held at once."""
@@ -49,12 +51,7 @@ def ranks(queries: Tensor, corpus: Tensor, judged: Judgements) -> Tensor:
         scores.scatter_(1, judged.documents[part, None], own[part, None])
         above[part] = (scores >= own[part, None] - TIE).sum(1)
     # Of those, relevant ones of the same query count by their place among themselves.
-    order = torch.arange(len(own), device=own.device)
-    for key, descending in ((judged.grades, False), (own, True), (judged.queries, False)):
-        order = order[key[order].argsort(stable=True, descending=descending)]
-    place = torch.empty_like(order)
-    firsts = torch.searchsorted(judged.queries[order].contiguous(), judged.queries[order].contiguous())
-    place[order] = torch.arange(len(order), device=order.device) - firsts
+    place = place_in_group(judged.queries, -own, judged.grades)
     return above - _at_least(own, judged.queries) + place + 1
 
 
@@ -63,8 +60,7 @@ def _at_least(own: Tensor, queries: Tensor) -> Tensor:
     counts = torch.bincount(queries)
     if int(counts.max()) <= 1:
         return torch.ones_like(queries)
-    start = counts.cumsum(0) - counts
-    found = torch.zeros_like(queries)
+    start, found = starts(counts), torch.zeros_like(queries)
     for shift in range(int(counts.max())):
         inside = shift < counts[queries]
         other = (start[queries] + shift).clamp(max=len(own) - 1)
@@ -92,13 +88,9 @@ def measured(
     discount = 1 / (rank.double() + 1).log2()
     best = torch.full((count,), torch.inf, dtype=torch.float64, device=rank.device)
     best.scatter_reduce_(0, query, rank.double(), "amin")
-    order = (query * 0 - judged.grades).argsort(stable=True)
-    order = order[query[order].argsort(stable=True)]
-    sizes = torch.bincount(query)
-    place = torch.arange(len(order), device=rank.device) - (sizes.cumsum(0) - sizes)[query[order]]
-    ideal = torch.zeros_like(grades)
-    ideal[order] = torch.where(place < cut, grades[order] / (place.double() + 2).log2(), 0.0)
-    found = {f"recall@{k}": total((rank <= k).double()) / sizes for k in recalls}
+    place = place_in_group(query, -grades)
+    ideal = torch.where(place < cut, grades / (place.double() + 2).log2(), 0.0)
+    found = {f"recall@{k}": total((rank <= k).double()) / torch.bincount(query) for k in recalls}
     found[f"mrr@{cut}"] = torch.where(best <= cut, 1 / best, 0.0)
     found[f"ndcg@{cut}"] = total(torch.where(rank <= cut, grades * discount, 0.0)) / total(ideal)
     return found

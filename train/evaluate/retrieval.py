@@ -10,7 +10,7 @@ easily taken for one another. Both kinds of queries are reported.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
 
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor
 from negbank.bank import unit_rows
 from negbank.bounds import Ge, checked
 from negbank.index import ExactIndex
+from negbank.ragged import within
 from negbank.train.data.contract import Pairs, Splits
 from negbank.train.evaluate.measures import mean_cosine
 from negbank.train.evaluate.ranking import Judgements, measured, ranks
@@ -87,30 +88,31 @@ class Retrieval:
                 queries, documents, ks=self._ks, groups=None if groups is None else groups[self._rows]
             )
             return {**found, **_cosines(queries, documents)}
-        corpus = unit_rows(
-            torch.cat([right.embeddings(each.right, torch.arange(len(each.right))) for each in self._corpus])
-        )
-        found = self._judged(queries, corpus, self._rows)
+        corpus = unit_rows(torch.cat([right.embeddings(p.right, torch.arange(len(p.right))) for p in self._corpus]))
+        each = self._judged(queries, corpus, self._rows)
+        found = {name: float(values.mean()) for name, values in each.items()} | self._by_siblings(each, self._rows)
         if self._train is not None:
             rows = _some(len(self._train.left), TRAINED)
             trained = unit_rows(left.embeddings(self._train.left, rows))
-            found["train_recall@1"] = self._judged(trained, corpus, rows + len(self._pairs.left))["recall@1"]
+            of_trained = self._judged(trained, corpus, rows + len(self._pairs.left))
+            found["train_recall@1"] = float(of_trained["recall@1"].mean())
         return {**found, **_cosines(queries, corpus)}
 
-    def _judged(self, queries: Tensor, corpus: Tensor, own: Tensor) -> dict[str, float]:
-        """Mean measures of queries (Q, D), whose own documents are at places own (Q,) of the corpus."""
-        judged = self._relevant(own)
-        judged = Judgements(*(each.to(corpus.device) for each in judged))
-        found = measured(ranks(queries, corpus, judged), judged, recalls=sorted({1, *self._ks}))
-        means = {name: float(values.mean()) for name, values in found.items()}
+    def _judged(self, queries: Tensor, corpus: Tensor, own: Tensor) -> dict[str, Tensor]:
+        """Measures of each of queries (Q, D), whose own documents are at places own (Q,) of the corpus."""
+        judged = Judgements(*(each.to(corpus.device) for each in self._relevant(own)))
+        return measured(ranks(queries, corpus, judged), judged, recalls=sorted({1, *self._ks}))
+
+    def _by_siblings(self, found: Mapping[str, Tensor], own: Tensor) -> dict[str, float]:
+        """Means over queries with siblings and without, and the share of the first; empty without labels."""
         labels = self._labels()
         if labels is None:
-            return means
+            return {}
         known, counts = labels >= 0, torch.bincount(labels[labels >= 0])
         siblings = torch.zeros(len(labels), dtype=torch.bool)
         siblings[known] = counts[labels[known]] > 1
-        some = siblings[own].to(corpus.device)
-        means["siblings"] = float(some.double().mean())
+        some = siblings[own].to(found["recall@1"].device)
+        means = {"siblings": float(some.double().mean())}
         for name in ("recall@1", "mrr@10"):
             for kind, which in (("siblings", some), ("alone", ~some)):
                 if bool(which.any()):
@@ -129,8 +131,8 @@ class Retrieval:
         first, last = (torch.searchsorted(label[order], mine, right=right) for right in (False, True))
         alone = mine < 0
         counts = torch.where(alone, 1, last - first)
-        at = torch.arange(int(counts.sum())) - (counts.cumsum(0) - counts).repeat_interleave(counts)
-        documents = order[(torch.where(alone, 0, first).repeat_interleave(counts) + at).clamp(max=len(order) - 1)]
+        at = torch.where(alone, 0, first).repeat_interleave(counts) + within(counts)
+        documents = order[at.clamp(max=len(order) - 1)]
         documents = torch.where(alone.repeat_interleave(counts), own.repeat_interleave(counts), documents)
         return Judgements(query.repeat_interleave(counts), documents, torch.ones(len(documents)))
 

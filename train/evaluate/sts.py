@@ -16,7 +16,7 @@ from torch import Tensor
 
 from negbank.bank import unit_rows
 from negbank.bounds import Input, checked
-from negbank.train.data.contract import Splits, Subset, sides
+from negbank.train.data.contract import Splits, origin, sides
 from negbank.train.evaluate.measures import mean_cosine
 from negbank.train.inference import Inference
 from negbank.train.mining import tables
@@ -50,9 +50,7 @@ class Sts:
         second: str = "sentence2",
         score: str = "score",
     ) -> None:
-        data = sides(splits.train)[0]
-        while isinstance(data, Subset):
-            data = data.data
+        data, _ = origin(sides(splits.train)[0])
         if not hasattr(data, "tokenized"):
             raise ValueError("eval.type=sts: judges texts; take data.type=text, or another eval")
         file = Path(path)

@@ -22,13 +22,12 @@ from PIL import Image
 
 from negbank.bounds import Annotated, Ge, Gt, Input, Le, Positive, Section, checked
 from negbank.train.data.contract import Splits
-from negbank.train.data.holdout import stratified
+from negbank.train.data.holdout import HOLDOUT_SEED, stratified
 from negbank.train.data.images.augment import Augment
 from negbank.train.data.images.data import image_splits
 from negbank.train.data.images.files import Files
 from negbank.train.data.images.store import ImageArray, ImageFiles, Images, check_mode, upright
 
-HOLDOUT_SEED = 0
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 MIXED_SIZES_DEFAULT = 224  # the usual ImageNet crop
 _DECODE_ROWS = 4096

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from negbank.bounds import Annotated, Count, Gt, Le, Share, checked
 from negbank.counter import seeded_uniforms
+from negbank.ragged import within
 from negbank.train.data.contract import checked_labels
 from negbank.train.data.text.tokenizers import Tokenizer
 from negbank.train.data.text.tokens import Tokens
@@ -100,7 +101,7 @@ class TextData:
     def read(self, rows: Tensor, seeds: Tensor | None) -> Tokens:
         """Tokens of rows (n,), under the views of seeds. Raises IndexError for a row that is none."""
         lengths = self._lengths[rows]
-        place = torch.arange(int(lengths.sum())) - (lengths.cumsum(0) - lengths).repeat_interleave(lengths)
+        place = within(lengths)
         ids = self._ids[place + self._starts[rows].repeat_interleave(lengths)].long()
         if seeds is None or (self.delete == 0 and self.crop == 1) or len(rows) == 0:
             return Tokens(ids, lengths)

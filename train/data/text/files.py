@@ -9,13 +9,11 @@ import torch
 from torch import Tensor
 
 from negbank.bounds import Annotated, Count, Ge, Gt, Input, Le, Share, checked
-from negbank.train.data.contract import Splits, Subset
-from negbank.train.data.holdout import stratified
+from negbank.train.data.contract import Splits
+from negbank.train.data.holdout import with_holdout
 from negbank.train.data.text.data import TextData
 from negbank.train.data.text.tokenizers import tokenizer as named
 from negbank.train.mining import tables
-
-HOLDOUT_SEED = 0
 
 
 @checked
@@ -53,10 +51,7 @@ def text(
     data = TextData(
         texts, named(tokenizer), longest=longest, delete=delete, crop=crop, prompt=prompt, labels=labels
     )  # fmt: skip
-    if holdout == 0:
-        return Splits(data, None, names)
-    kept, held = stratified(torch.zeros(len(data)), holdout, HOLDOUT_SEED)
-    return Splits(Subset(data, kept), Subset(data, held), names)
+    return with_holdout(data, holdout, names)
 
 
 def read_texts(

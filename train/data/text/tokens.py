@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from negbank.ragged import starts
+
 
 class Tokens:
     """Tokens of n texts.
@@ -39,7 +41,7 @@ class Tokens:
     @property
     def starts(self) -> Tensor:
         """(n,): where each text begins."""
-        return self.lengths.cumsum(0) - self.lengths
+        return starts(self.lengths)
 
     def padded(self) -> tuple[Tensor, Tensor]:
         """Ids (n, L), 0 beyond a text's end, and which are its own: (n, L) bool; L is the longest text's length."""
